@@ -1,0 +1,1 @@
+"""Boxes in answers: parse, format, convert, draw and export them."""
