@@ -1,0 +1,76 @@
+# The two commands to know: `make demo` and `make test`. Both set up .venv by themselves the first time and are quick afterwards.
+#
+#   PYTHON=python3.12 make demo     choose the Python (3.11 or newer) that the environment is made with
+#   PIP_ARGS="..."                  extra arguments for pip, for example --extra-index-url of a CPU-only torch
+
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+# Bound in the same command as everything else, so that no dependency can bring another torch and its gigabytes.
+TORCH := "torch>=2.6,<2.14"
+# Two test processes: more threads in each would only get in each other's way.
+TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+SCENE := src/qwen_vl/assets/demo/beach.png
+
+.PHONY: help demo test check format clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo    set up, then ask the bundled model about a picture in English and Chinese and draw boxes"
+	@echo "make test    set up, then run the tests"
+	@echo "make check   format, lint, types, import rules, unit tests"
+	@echo "make format  rewrite the files in the project's format"
+	@echo "make clean   delete the environment and everything that was made"
+
+$(BIN)/python:
+	@echo "==> Making the Python environment in $(VENV) (once)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "error: $(PYTHON) is older than 3.11; choose another: PYTHON=python3.12 make $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.stamp-core: pyproject.toml | $(BIN)/python
+	@echo "==> Installing qwen-vl and what it needs (about a minute, once)"
+	@$(PIP) -e . $(TORCH)
+	@touch $@
+
+$(VENV)/.stamp-dev: pyproject.toml | $(BIN)/python
+	@echo "==> Installing qwen-vl with its training and development tools (about a minute, once)"
+	@$(PIP) -e ".[train,dev]" $(TORCH)
+	@touch $@ $(VENV)/.stamp-core
+
+demo: $(VENV)/.stamp-core
+	@mkdir -p out
+	@echo "==> The picture: $(SCENE). The model: the bundled nano, on this machine's CPU, offline."
+	@echo "==> qwen-vl ask $(SCENE) \"What is in the picture?\""
+	@$(BIN)/qwen-vl ask $(SCENE) "What is in the picture?"
+	@echo "==> qwen-vl ask $(SCENE) \"这是什么?\""
+	@$(BIN)/qwen-vl ask $(SCENE) "这是什么?"
+	@echo "==> qwen-vl ground $(SCENE) \"狗\" --draw out/demo.png --force"
+	@$(BIN)/qwen-vl ground $(SCENE) "狗" --draw out/demo.png --force
+	@echo "==> Done. The boxes are drawn in out/demo.png; talk about your own picture with: $(BIN)/qwen-vl chat PICTURE"
+
+test: $(VENV)/.stamp-dev
+	@echo "==> Running the tests (two processes; slow, GPU, browser and network tests are left out)"
+	@$(TEST_ENV) $(BIN)/python -m pytest -q -n 2
+
+check: $(VENV)/.stamp-dev
+	@echo "==> Format"
+	@$(BIN)/ruff format --check .
+	@echo "==> Lint"
+	@$(BIN)/ruff check .
+	@echo "==> Types"
+	@$(BIN)/mypy
+	@echo "==> Import rules, generated pages and unit tests"
+	@$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 tests/unit
+
+format: $(VENV)/.stamp-dev
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean:
+	@echo "==> Deleting the environment, caches and outputs"
+	@rm -rf $(VENV) build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find . -name '*.egg-info' -type d -prune -exec rm -rf {} +
