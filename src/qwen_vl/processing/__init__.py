@@ -1,0 +1,1 @@
+"""Text and pictures to tensors: tokenizer, picture loader, image processor, processor."""

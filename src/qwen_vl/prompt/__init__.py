@@ -1,0 +1,1 @@
+"""Prompts: list format, ChatML, messages. Text in, text and ids out; no torch, no files, no network."""

@@ -1,0 +1,123 @@
+"""ChatML: the conversation format of the chat checkpoints, and how history is trimmed to the window.
+
+Each role, newline and content is encoded on its own, so that nothing that a user types can merge with, or be read as,
+the format's own tokens. The format is code and not a template, for the same reason.
+
+    raw_text, ids = build_chat(encode, "And the dog?", [("What is it?", "A beach.")], special=ChatTokens(151644, 151645))
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from qwen_vl.errors import PromptError
+from qwen_vl.prompt.special_tokens import IM_END, IM_START
+
+DEFAULT_SYSTEM = "You are a helpful assistant."
+DEFAULT_MAX_WINDOW_SIZE = 6144  # tokens
+
+Encode = Callable[[str], list[int]]
+Turn = Sequence[str | None]  # (query, reply); the reply of a turn that was cut off is None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTokens:
+    """Ids of the tokens that open and close a message."""
+
+    im_start: int
+    im_end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A piece of a conversation as text and as token ids."""
+
+    text: str
+    ids: list[int]
+
+    def __add__(self, other: "Segment") -> "Segment":
+        return Segment(self.text + other.text, self.ids + other.ids)
+
+
+class ChatWriter:
+    """Writes the pieces of a conversation.
+
+    Args:
+        encode: turns what the user typed into ids, honouring the nine image-family tokens only.
+        encode_plain: the same for texts that the user did not type (system, replies), where pictures must not be named;
+            `encode` when left out.
+    """
+
+    def __init__(self, encode: Encode, special: ChatTokens, encode_plain: Encode | None = None) -> None:
+        self.encode = encode
+        self.encode_plain = encode_plain or encode
+        self.special = special
+        self.newline = Segment("\n", encode("\n"))
+
+    def message(self, role: str, content: str) -> Segment:
+        """Write one closed message."""
+        encode = self.encode if role == "user" else self.encode_plain
+        body = Segment(f"{role}\n{content}", self.encode(role) + self.newline.ids + encode(content))
+        return Segment(IM_START, [self.special.im_start]) + body + Segment(IM_END, [self.special.im_end])
+
+    def turn(self, turn: Turn) -> Segment:
+        """Write a past turn, beginning with the newline that parts it from what stands before."""
+        query, reply = check_turn(turn)
+        segment = self.newline + self.message("user", query) + self.newline
+        return segment if reply is None else segment + self.message("assistant", reply)
+
+    def opening(self, query: str) -> Segment:
+        """Write the current query and the beginning of the reply to it."""
+        reply = Segment(f"{IM_START}assistant\n", [self.special.im_start, *self.encode("assistant"), *self.newline.ids])
+        return self.newline + self.message("user", query) + self.newline + reply
+
+
+def chat_segments(writer: ChatWriter, query: str, history: Iterable[Turn], system: str, max_window_size: int) -> list[Segment]:
+    """Return the system block, the newest turns that fit the window, and the opening of the reply, in order.
+
+    Turns are taken newest first, until one does not fit; the current query is neither counted nor shortened (FACTS 6.2).
+    """
+    check_text("query", query)
+    block = writer.message("system", check_text("system", system))
+    kept: list[Segment] = []
+    size = len(block.ids)
+    for turn in reversed(list(history)):
+        segment = writer.turn(turn)
+        size += len(segment.ids)
+        if size >= max_window_size:
+            break
+        kept.append(segment)
+    return [block, *reversed(kept), writer.opening(query)]
+
+
+def build_chat(
+    encode: Encode,
+    query: str,
+    history: Iterable[Turn] | None = None,
+    system: str = DEFAULT_SYSTEM,
+    max_window_size: int = DEFAULT_MAX_WINDOW_SIZE,
+    *,
+    special: ChatTokens,
+    encode_plain: Encode | None = None,
+) -> tuple[str, list[int]]:
+    """Return the conversation up to the reply as (text, token ids).
+
+    Raises: PromptError for a query, system text or turn of the wrong type.
+    Source: FACTS 6.1 and 6.2.
+    """
+    segments = chat_segments(ChatWriter(encode, special, encode_plain), query, history or (), system, max_window_size)
+    return "".join(segment.text for segment in segments), [token for segment in segments for token in segment.ids]
+
+
+def check_text(name: str, value: object) -> str:
+    """Return the value if it is text. Raises: PromptError naming what it is otherwise."""
+    if not isinstance(value, str):
+        raise PromptError(f"The {name} must be text, not {type(value).__name__}.")
+    return value
+
+
+def check_turn(turn: object) -> tuple[str, str | None]:
+    """Return a turn of the history as (query, reply). Raises: PromptError for anything but a pair."""
+    if isinstance(turn, str) or not isinstance(turn, Sequence) or len(turn) != 2:
+        raise PromptError(f"A turn of the history must be a pair (query, reply), not {type(turn).__name__} {str(turn)[:80]!r}.")
+    query, reply = turn
+    return check_text("query of a past turn", query), None if reply is None else check_text("reply of a past turn", reply)
