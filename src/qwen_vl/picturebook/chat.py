@@ -18,7 +18,7 @@ def ask_chat(scene: Scene, language: Language, dice: Dice) -> Task:
     if draw > 0.75 and alone:
         return Task("chat", language, _about_one(scene, dice.pick(alone), language, dice))
     opening = what_is_this(scene, language, None if draw < DEMO_SHARE else dice)
-    turns = (opening, _refer_by_kind(scene, language, dice, plain=draw < DEMO_SHARE / 2))
+    turns: tuple[Turn, ...] = (opening, _refer_by_kind(scene, language, dice, plain=draw < DEMO_SHARE / 2))
     if dice.chance(0.5):
         more = dice.pick((ask_colour, ask_count, ask_yes_no, ask_where, ask_what))(scene, language, dice)
         turns += more.turns if more else ()

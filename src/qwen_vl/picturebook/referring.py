@@ -96,7 +96,7 @@ def _by_thing(scene: Scene, language: Language) -> list[Reference]:
 
 def _by_kind(scene: Scene, language: Language, kind: str, same: Sequence[Thing]) -> list[Reference]:
     """Name things of one kind: "the car", "all cars", "the red car", "all red cars", "the car on the left", "the biggest car"."""
-    noun, plural = kind_name(kind, language), kind_name(kind, language, plural=True)
+    noun = kind_name(kind, language)
     found = [reference_to_kind(scene, kind, language)]
     if language == "zh" and len(same) > 1:
         found.append(Reference(noun, tuple(from_left(same))))  # a Chinese noun has no number: 框出图中的狗 means all of them

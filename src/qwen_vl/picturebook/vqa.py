@@ -103,9 +103,8 @@ def ask_colour(scene: Scene, language: Language, dice: Dice) -> Task | None:
         return None
     noun, colour, plural, person = dice.pick(options)
     wordings = (_COLOUR_PERSON if person else _COLOUR)[language]
-    return ask(
-        "colour", language, dice, wordings, colour_name(colour, language), it=noun, be="are" if plural else "is", do="do" if plural else "does"
-    )
+    be, do = ("are", "do") if plural else ("is", "does")
+    return ask("colour", language, dice, wordings, colour_name(colour, language), it=noun, be=be, do=do)
 
 
 def ask_count(scene: Scene, language: Language, dice: Dice) -> Task | None:
@@ -156,11 +155,11 @@ def ask_where(scene: Scene, language: Language, dice: Dice) -> Task | None:
         side = "left" if thing.centre_px[0] < other.centre_px[0] else "right"
         it, other_name = (the(kind_name(each.kind, language), language) for each in (thing, other))
         return ask("where", language, dice, _WHERE_PAIR[language], side_phrase(side, language), it=it, other=other_name)
-    sides = [(thing, side) for thing in alone if (side := side_of(scene, thing))]
+    sides = [(thing, where) for thing in alone if (where := side_of(scene, thing))]
     if not sides:
         return None
-    thing, side = dice.pick(sides)
-    return ask("where", language, dice, _WHERE[language], side_phrase(side, language), it=the(kind_name(thing.kind, language), language))
+    thing, where = dice.pick(sides)
+    return ask("where", language, dice, _WHERE[language], side_phrase(where, language), it=the(kind_name(thing.kind, language), language))
 
 
 def ask_read(scene: Scene, language: Language, dice: Dice) -> Task | None:
@@ -204,7 +203,7 @@ _WHAT_SIDE: _Wordings = {
     "zh": ("{word}是什么？", "图中{word}是什么？", "{word}的东西是什么？"),
 }
 _WHAT_COLOUR: _Wordings = {
-    "en": ("What is the {word} thing?", "Which thing is {word}?", "What is {word}?"),
+    "en": ("What is the {word} thing?", "Which thing is {word}?", "What {word} thing is there?"),
     "zh": ("{word}的是什么？", "{word}的东西是什么？", "什么东西是{word}的？"),
 }
 _COLOUR: _Wordings = {
@@ -227,12 +226,18 @@ _EXISTS: _Wordings = {
     "en": ("Is there {noun}?", "Is there {noun} in the picture?", "Can you see {noun}?"),
     "zh": ("有{noun}吗？", "图中有{noun}吗？", "图里有没有{noun}？"),
 }
-_IS_COLOUR: _Wordings = {"en": ("Is {it} {colour}?", "Is {it} {colour} in the picture?"), "zh": ("{it}是{colour}的吗？", "图中{it}是{colour}的吗？")}
+_IS_COLOUR: _Wordings = {
+    "en": ("Is {it} {colour}?", "Does {it} look {colour}?"),
+    "zh": ("{it}是{colour}的吗？", "图中{it}是{colour}的吗？"),
+}
 _IS_COLOUR_PERSON: _Wordings = {
     "en": ("Is {it} dressed in {colour}?", "Is {it} in {colour}?"),
     "zh": ("{it}的衣服是{colour}的吗？", "{it}穿的是{colour}衣服吗？"),
 }
-_IS_PLACE: _Wordings = {"en": ("Is this {place}?", "Is the picture {place}?"), "zh": ("这是{place}吗？", "图中是{place}吗？")}
+_IS_PLACE: _Wordings = {
+    "en": ("Is this {place}?", "Is the picture {place}?"),
+    "zh": ("这是{place}吗？", "图中是{place}吗？"),
+}
 _WHERE: _Wordings = {
     "en": ("Where is {it}?", "On which side is {it}?", "Where can you see {it}?"),
     "zh": ("{it}在哪里？", "{it}在哪边？", "图中{it}在哪里？"),
@@ -242,7 +247,7 @@ _WHERE_PAIR: _Wordings = {
     "zh": ("{it}在{other}的左边还是右边？", "{it}在{other}的哪边？"),
 }
 _WHERE_PLACE: _Wordings = {
-    "en": ("Where is this?", "What place is this?", "Where are they?"),
+    "en": ("Where is this?", "What place is this?", "Where was this picture made?"),
     "zh": ("这是在哪里？", "这是什么地方？", "图中是在哪里？"),
 }
 _READ: _Wordings = {
