@@ -20,6 +20,7 @@ NUM_THINGS: tuple[tuple[int, float], ...] = ((1, 0.14), (2, 0.27), (3, 0.29), (4
 MAX_IOU = 0.05
 MAX_COVERED = 0.08  # of the smaller of two boxes
 GRID = 6  # no two centres share a cell of a GRID x GRID grid
+HORIZON = 0.64  # things on the ground usually stand below this share of the height
 NUM_VARIANTS = 6
 SIGN_CHANCE, REPEAT_CHANCE, SAME_COLOUR_CHANCE, HELD_OUT_CHANCE = 0.25, 0.28, 0.3, 0.1
 
@@ -152,22 +153,24 @@ def _find_place(dice: Dice, kind: Kind, placed: Sequence[Thing], width: int, hei
     low, high = _side_range(kind)
     for attempt in range(120):
         top = max(low, high - (high - low) * attempt / 90)
-        box_px = _draw_box(dice, kind, dice.between(low, top), width, height)
+        highest_foot = HORIZON if attempt < 80 else 0.5  # a crowded ground reaches up behind the horizon
+        box_px = _draw_box(dice, kind, dice.between(low, top), width, height, highest_foot)
         if all(_is_clear(box_px, other.box_px, width, height) for other in placed):
             return box_px
     return None
 
 
-def _draw_box(dice: Dice, kind: Kind, side: float, width: int, height: int) -> BoxPx:
-    """Draw a box of the kind's shape (within 12 %) where the kind lives."""
-    aspect = kind.aspect * dice.between(0.88, 1.12)
+def _draw_box(dice: Dice, kind: Kind, side: float, width: int, height: int, highest_foot: float) -> BoxPx:
+    """Draw a box of the kind's shape (within 12 %; round and square things within 3 %) where the kind lives."""
+    stretch = 0.03 if kind.group == "shapes" or kind.name == "ball" else 0.12
+    aspect = kind.aspect * dice.between(1 - stretch, 1 + stretch)
     side_px = side * min(width, height)
     box_width = round(side_px * min(1.0, aspect))
     box_height = round(side_px / max(1.0, aspect))
     margin = round(0.02 * min(width, height))
     first, last = margin, height - margin - box_height  # of y1
     if kind.place == "ground":
-        first = max(first, round(0.5 * height) - box_height)
+        first = max(first, round(highest_foot * height) - box_height)
     elif kind.place == "sky":
         last = min(last, round(0.55 * height) - box_height)
     x1 = round(dice.between(margin, width - margin - box_width))
