@@ -1,0 +1,91 @@
+"""The resampler: one cross-attention layer that summarises the patches with a fixed set of learned queries."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from qwen_vl.errors import ShapeError
+
+from .attention import attend
+from .configuration import QWenConfig
+
+LAYER_NORM_EPSILON = 1e-6
+
+
+def grid_side(num_positions: int) -> int:
+    """Return the side of a square grid. Raises: ShapeError if the number is not a square."""
+    side = math.isqrt(num_positions)
+    if side * side != num_positions:
+        raise ShapeError(f"{num_positions} positions do not form a square grid")
+    return side
+
+
+def resize_position_table(table: Tensor, num_positions: int) -> Tensor:
+    """Resize a square table of positions to another square number, bicubic in float32, without antialiasing.
+
+    Args: table [stored, dim]. Returns: [num_positions, dim] in the table's dtype; the table itself when the sizes are equal.
+    """
+    if table.shape[0] == num_positions:
+        return table
+    stored, side = grid_side(table.shape[0]), grid_side(num_positions)
+    grid = table.float().reshape(1, stored, stored, -1).permute(0, 3, 1, 2)
+    grid = nn.functional.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
+    return grid.permute(0, 2, 3, 1).reshape(num_positions, -1).to(table.dtype)
+
+
+def sine_position_table(num_positions: int, dim: int) -> Tensor:
+    """Build the sine-cosine table of a square grid: the first half of `dim` encodes the column, the second the row; sines before cosines in each.
+
+    Returns: float32 [num_positions, dim], rows in row-major order of the grid.
+    """
+    side = grid_side(num_positions)
+    frequencies = 10000 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies  # [side, dim / 4]
+    line = torch.cat((angles.sin(), angles.cos()), dim=-1)  # [side, dim / 2]
+    columns = line[None, :, :].expand(side, side, -1)
+    rows = line[:, None, :].expand(side, side, -1)
+    return torch.cat((columns, rows), dim=-1).reshape(num_positions, dim).float()
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention with packed projections in block order (q, k, v), under the released parameter names."""
+
+    def __init__(self, config: QWenConfig, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.config, self.num_heads, self.head_dim = config, num_heads, dim // num_heads
+        self.is_causal = False
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
+        self.in_proj_bias = nn.Parameter(torch.empty(3 * dim))
+        self.out_proj = nn.Linear(dim, dim)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Args: query [batch, num_queries, dim]; key, value [batch, num_patches, dim]. Returns: [batch, num_queries, dim]."""
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        projected = [nn.functional.linear(states, w, b) for states, w, b in zip((query, key, value), weights, biases, strict=True)]
+        heads = [states.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for states in projected]
+        mixed, _ = attend(self, self.config._attn_implementation, *heads, None, self.head_dim**-0.5, is_causal=False)
+        return self.out_proj(mixed.flatten(2))
+
+
+class Resampler(nn.Module):
+    """Summarise patches with learned queries. Positions are added to queries and keys, not to values; no residual, no MLP.
+
+    Source: Qwen-VL, arXiv:2308.12966, section 2.1.
+    """
+
+    def __init__(self, config: QWenConfig, num_queries: int, dim: int, num_heads: int, vision_dim: int) -> None:
+        super().__init__()
+        self.pos_embed = nn.Parameter(torch.empty(num_queries, dim), requires_grad=False)
+        self.query = nn.Parameter(torch.empty(num_queries, dim))
+        self.kv_proj = nn.Linear(vision_dim, dim, bias=False)
+        self.attn = CrossAttention(config, dim, num_heads)
+        self.ln_q = nn.LayerNorm(dim, eps=LAYER_NORM_EPSILON)
+        self.ln_kv = nn.LayerNorm(dim, eps=LAYER_NORM_EPSILON)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Args: patches [batch, num_patches, vision_dim]. Returns: [batch, num_queries, dim]."""
+        values = self.ln_kv(self.kv_proj(patches))
+        keys = values + resize_position_table(self.pos_embed, patches.shape[1])
+        queries = (self.ln_q(self.query) + self.pos_embed).expand(patches.shape[0], -1, -1)
+        return self.attn(queries, keys, values)
