@@ -5,6 +5,7 @@
 Boxes lie where the release draws them (grid / 1000 * size, rounded down). Placing labels is `labels.py`'s work.
 """
 
+import math
 import unicodedata
 import zlib
 from collections.abc import Iterable, Sequence
@@ -31,7 +32,8 @@ PALETTE: tuple[Rgb, ...] = (
     (130, 130, 255),
 )
 RIM = (0, 0, 0, 110)  # half transparent black on both sides of a line
-PLATE = (0, 0, 0, 204)  # label background, opacity 0.8
+MAX_LABELS = 500  # no picture holds more readable ones; an answer may hold thousands
+PLATE_OPACITY = 204  # of the black behind a label: 0.8
 
 
 def preferred_colour(label: str) -> int:
@@ -56,7 +58,8 @@ def assign_colours(labels: Iterable[str]) -> dict[str, Rgb]:
 
 def line_width_px(width: int, height: int) -> int:
     """Choose the width of box lines for a picture size: about 1/160 of its side, 1 to 12."""
-    return min(max(round((width * height) ** 0.5 / 160), 2 if min(width, height) >= 48 else 1), 12)
+    least = 2 if min(width, height) >= 48 else 1
+    return min(max(round(math.sqrt(width * height) / 160), least), 12)
 
 
 def draw_refs(image: Image.Image, refs: Sequence[Ref], *, font_path: str | Path | None = None) -> Image.Image:
@@ -66,7 +69,7 @@ def draw_refs(image: Image.Image, refs: Sequence[Ref], *, font_path: str | Path 
         image: any mode and size; it is not changed.
         refs: what `parse` returned. A phrase keeps its colour in every picture unless two phrases of one picture would share it.
         font_path: a font of your own, for characters that the bundled one lacks (it covers Latin and simplified Chinese).
-    Returns: a new RGB picture of the same size. Lines and labels stay inside it; a picture too small for any label has none.
+    Returns: a new RGB picture of the same size. Lines and labels stay inside it. A label that would make others unreadable is left out.
     Raises: ConfigError if `font_path` is not a font.
     """
     canvas = image.convert("RGB")
@@ -97,7 +100,9 @@ def _draw_box(pen: ImageDraw.ImageDraw, box: Box, size: tuple[int, int], width_p
         pen.rectangle(inner, outline=RIM)
         pen.rectangle((x1, y1, x2, y2), outline=colour, width=width_px)
     else:
-        pen.rectangle((x1, y1, x2, y2), fill=colour)
+        # Too thin for an outline: a bar or a spot, never thinner than the line.
+        left, top = min(x1, max(size[0] - width_px, 0)), min(y1, max(size[1] - width_px, 0))
+        pen.rectangle((left, top, max(x2, left + width_px - 1), max(y2, top + width_px - 1)), fill=colour)
 
 
 def _draw_quad(pen: ImageDraw.ImageDraw, quad: Quad, size: tuple[int, int], width_px: int, colour: Rgb) -> None:
@@ -109,11 +114,11 @@ def _draw_quad(pen: ImageDraw.ImageDraw, quad: Quad, size: tuple[int, int], widt
 
 def _place_labels(size: tuple[int, int], refs: Sequence[Ref], colours: dict[str, Rgb], font_path: str | Path | None) -> list[PlacedLabel]:
     layout = LabelLayout(*size)
-    for ref in refs:
-        anchors = [*ref.boxes, *(quad.to_box() for quad in ref.quads)]
-        label = fit_label(ref.label, *size, font_path=font_path) if ref.label and anchors else None
-        if label is not None:
-            layout.place(label, anchors[0].sort().clip().to_px(*size), colours[ref.label])
+    named = [ref for ref in refs if ref.label and (ref.boxes or ref.quads)]
+    for ref in named[:MAX_LABELS]:
+        anchor = ref.boxes[0] if ref.boxes else ref.quads[0].to_box()
+        labels = fit_label(ref.label, *size, font_path=font_path)
+        layout.place(labels, anchor.sort().clip().to_px(*size), colours[ref.label], line_width_px(*size) + 1)
     return layout.placed
 
 
@@ -128,7 +133,8 @@ def _draw_labels(canvas: Image.Image, labels: Sequence[PlacedLabel]) -> None:
     pen = ImageDraw.Draw(canvas, "RGBA")
     for placed in labels:
         label = placed.label
-        pen.rectangle((placed.x, placed.y, placed.x + label.width - 1, placed.y + label.height - 1), fill=PLATE)
+        opacity = 255 if placed.covers_label else PLATE_OPACITY
+        pen.rectangle((placed.x, placed.y, placed.x + label.width - 1, placed.y + label.height - 1), fill=(0, 0, 0, opacity))
         for number, line in enumerate(label.lines):
             corner = (placed.x + label.padding, placed.y + label.padding + number * label.line_height)
             pen.text(corner, line, font=label.font, fill=_brighten(placed.colour), anchor="la")

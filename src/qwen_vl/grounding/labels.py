@@ -6,22 +6,27 @@ if label is not None:
     layout.place(label, (100, 80, 300, 400), (255, 0, 0))
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ImageFont
 
 from qwen_vl.grounding.fonts import load_font
 
-MIN_FONT_PX = 9  # smaller Chinese characters are blots
+MIN_FONT_PX = 10  # smaller Chinese characters are blots
 MAX_LABEL_CHARS = 200
 MAX_LINES = 3
 ELLIPSIS = "\u2026"
-NUM_STACKED = 12  # places tried below the box's top edge, one label height apart
+MAX_SHARE_HIDDEN = 1 / 8  # of a label's size: one that would hide more than this of others is left out
 
+Point = tuple[int, int]
 PxBox = tuple[int, int, int, int]
+Rgb = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,28 +48,45 @@ class PlacedLabel:
     label: Label
     x: int
     y: int
-    colour: tuple[int, int, int]
+    colour: Rgb
+    covers_label: bool  # its plate must be opaque: two texts over each other are unreadable
 
 
 def font_size_px(width: int, height: int) -> int:
     """Choose the label size for a picture: 1/34 of its side, at least 14, less on pictures too low for that."""
-    wanted = max(int((width * height) ** 0.5 / 34), 14)
-    return min(wanted, max(height // 4, MIN_FONT_PX), max(width // 5, MIN_FONT_PX))
+    wanted = max(int(math.sqrt(width * height) / 34), 14)
+    return max(min(wanted, height // 6, width // 6), MIN_FONT_PX)
 
 
-def fit_label(text: str, width: int, height: int, font_path: str | Path | None = None) -> Label | None:
-    """Break a one-line text to fit a picture, up to three lines, the rest cut with an ellipsis; None if the picture is too small for text."""
+def fit_label(text: str, width: int, height: int, font_path: str | Path | None = None) -> tuple[Label, ...]:
+    """Break a one-line text to fit a picture.
+
+    Returns: the label in full, in at most three lines and a third of the picture's height, and then, if that is not already short, on one
+    line of about a quarter of the picture's width for crowded places; the rest of the text is cut with an ellipsis. Empty if the picture is
+    too small for text.
+    """
     size_px = font_size_px(width, height)
     font = load_font(size_px, font_path)
-    padding = max(size_px // 6, 1)
+    shown = _printable(text)
+    max_lines = max(min(MAX_LINES, height // 3 // _line_height(font)), 1)
+    full = _make_label(shown, font, (min(width, max(width // 2, 12 * size_px)), height), max_lines)
+    short = _make_label(shown, font, (min(width, max(width // 4, 4 * size_px)), height), 1)
+    return tuple(dict.fromkeys(label for label in (full, short) if label is not None))
+
+
+def _line_height(font: ImageFont.FreeTypeFont) -> int:
     ascent, descent = font.getmetrics()
-    line_height = ascent + descent
-    max_lines = min(MAX_LINES, (height - 2 * padding) // line_height)
-    lines = _break_lines(_printable(text), font, width - 2 * padding, max_lines) if max_lines > 0 else ()
-    if not lines:
+    return ascent + descent
+
+
+def _make_label(text: str, font: ImageFont.FreeTypeFont, max_size: tuple[int, int], max_lines: int) -> Label | None:
+    padding = max(int(font.size) // 6, 1)
+    line_height = _line_height(font)
+    lines = _break_lines(text, font, max_size[0] - 2 * padding, max_lines)
+    height = line_height * len(lines) + 2 * padding
+    if not lines or height > max_size[1]:
         return None
-    text_width = max(_width(font, line) for line in lines)
-    return Label(lines, font, padding, line_height, text_width + 2 * padding, line_height * len(lines) + 2 * padding)
+    return Label(lines, font, padding, line_height, max(_width(font, line) for line in lines) + 2 * padding, height)
 
 
 def _printable(text: str) -> str:
@@ -116,25 +138,65 @@ class LabelLayout:
         self._covered = np.zeros((height, width), dtype=bool)
         self.placed: list[PlacedLabel] = []
 
-    def place(self, label: Label, box_px: PxBox, colour: tuple[int, int, int]) -> PlacedLabel:
-        """Put a label at the best free place near its box: the first that covers no other label, else the one that covers least."""
-        best = min(self._candidates(label, box_px), key=lambda corner: self._num_covered(label, corner))
-        placed = PlacedLabel(label, *best, colour)
-        self.placed.append(placed)
-        self._covered[placed.y : placed.y + label.height, placed.x : placed.x + label.width] = True
-        return placed
+    def place(self, labels: Sequence[Label], box_px: PxBox, colour: Rgb, inset_px: int = 0) -> None:
+        """Put one of `labels`, forms of one text from long to short, near its box.
 
-    def _num_covered(self, label: Label, corner: tuple[int, int]) -> int:
+        The longest form that finds a place at the box, free of other labels, goes there; then places around the box are tried in the same
+        way. If none is free, the shortest goes where it hides least, or is left out where that would make another label unreadable.
+        `inset_px` keeps a label inside its box off the box's line.
+        """
+        placed = self._choose(labels, box_px, colour, inset_px)
+        if placed is not None:
+            self.placed.append(placed)
+            self._pixels(placed.label, (placed.x, placed.y))[:] = True
+
+    def _choose(self, labels: Sequence[Label], box_px: PxBox, colour: Rgb, inset_px: int) -> PlacedLabel | None:
+        shortest = None
+        for list_places in (partial(_places_at, inset_px=inset_px), _places_around):
+            for label in labels:
+                corners = [self._move_inside(label, corner) for corner in list_places(label, box_px)]
+                corner = min(corners, key=partial(self._hidden, label, box_px))
+                num_hidden, _ = self._hidden(label, box_px, corner)
+                shortest = PlacedLabel(label, *corner, colour, covers_label=num_hidden > 0)
+                if not num_hidden:
+                    return shortest
+        return shortest if shortest and num_hidden <= MAX_SHARE_HIDDEN * shortest.label.width * shortest.label.height else None
+
+    def _move_inside(self, label: Label, corner: Point) -> Point:
+        return min(max(corner[0], 0), self._width - label.width), min(max(corner[1], 0), self._height - label.height)
+
+    def _pixels(self, label: Label, corner: Point) -> NDArray[np.bool_]:
+        """View the marks of the pixels that a label covers at a place: [label.height, label.width]."""
+        return self._covered[corner[1] : corner[1] + label.height, corner[0] : corner[0] + label.width]
+
+    def _hidden(self, label: Label, box_px: PxBox, corner: Point) -> tuple[int, int]:
+        """Count the pixels of other labels that a label would hide at a place, and those of its own box unless that is roomy."""
         x, y = corner
-        return int(np.count_nonzero(self._covered[y : y + label.height, x : x + label.width]))
+        others = int(np.count_nonzero(self._pixels(label, corner)))
+        if _is_roomy(label, box_px):
+            return others, 0
+        shared_width = min(x + label.width, box_px[2] + 1) - max(x, box_px[0])
+        shared_height = min(y + label.height, box_px[3] + 1) - max(y, box_px[1])
+        return others, max(shared_width, 0) * max(shared_height, 0)
 
-    def _candidates(self, label: Label, box_px: PxBox) -> Iterator[tuple[int, int]]:
-        """List places in order of preference, each moved inside the picture. A box that its label would hide is labelled outside first."""
-        x1, y1, x2, y2 = box_px
-        left, right, above, below = x1, x2 - label.width + 1, y1 - label.height, y2 + 1
-        inside = [(left, y1), (right, y1), (left, y2 - label.height + 1), (right, y2 - label.height + 1)]
-        outside = [(left, above), (left, below), (right, above), (right, below), (x2 + 1, y1), (x1 - label.width, y1)]
-        roomy = x2 - x1 >= label.width and y2 - y1 >= 3 * label.height
-        stacked = [(left, y1 + step * label.height) for step in range(1, NUM_STACKED)]
-        for x, y in [*inside, *outside, *stacked] if roomy else [*outside, *inside, *stacked]:
-            yield min(max(x, 0), self._width - label.width), min(max(y, 0), self._height - label.height)
+
+def _places_at(label: Label, box_px: PxBox, inset_px: int) -> list[Point]:
+    """List the places that touch a box, best first: inside it, or outside when the label would hide the box."""
+    x1, y1, x2, y2 = box_px
+    left, right, above, below = x1, x2 - label.width + 1, y1 - label.height, y2 + 1
+    top, bottom = y1 + inset_px, y2 - inset_px - label.height + 1
+    inside = [(x, y) for y in (top, bottom) for x in (left + inset_px, right - inset_px)]
+    outside = [(left, above), (left, below), (right, above), (right, below), (x2 + 1, y1), (x1 - label.width, y1)]
+    return [*inside, *outside] if _is_roomy(label, box_px) else [*outside, *inside]
+
+
+def _places_around(label: Label, box_px: PxBox) -> list[Point]:
+    """List places up to five label heights and one label width away from a box's top left corner, nearest first."""
+    steps = sorted(((right, down) for down in range(-5, 6) for right in range(-2, 3)), key=lambda step: (abs(step[0]) + abs(step[1]), step))
+    return [(box_px[0] + right * label.width // 2, box_px[1] + down * label.height) for right, down in steps]
+
+
+def _is_roomy(label: Label, box_px: PxBox) -> bool:
+    """Tell whether a box keeps most of its inside when its label lies in it."""
+    x1, y1, x2, y2 = box_px
+    return x2 - x1 >= label.width + label.padding and y2 - y1 >= 3 * label.height
