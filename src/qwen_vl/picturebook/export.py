@@ -1,0 +1,131 @@
+"""Write a picture book to a folder: PNG pictures and one JSON line per picture.
+
+    write_book(seed=0, count=100, out=Path("book"))
+
+gives `book/pictures/000000000.png`, ... named by seed, and `book/annotations.jsonl`. A line holds `picture`, `width`, `height`, `seed`, `background`
+(and `background_zh`), `objects` (`name`, `name_zh`, `colour`, `colour_zh`, `box_px`, and `text` for a sign) and `tasks` (`name`, `language`,
+`phrase`, `pictures`, `turns`; each turn has `question`, `answer` and `boxes` on the 0..999 grid). Comparisons name two pictures, small talk none.
+"""
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from qwen_vl.errors import ConfigError
+
+from .catalog import BACKGROUND_BY_NAME, COLOUR_BY_NAME, EVALUATION_SEED_START, KIND_BY_NAME
+from .dice import check_seed
+from .drawing import draw_scene
+from .scene import Scene, Thing, make_scene
+from .tasks import Task, compare_tasks, make_tasks, small_talk
+
+ANNOTATIONS = "annotations.jsonl"
+PICTURES = "pictures"
+
+
+def write_book(
+    seed: int, count: int, out: str | os.PathLike[str], *, force: bool = False, progress: Callable[[int, int], None] | None = None
+) -> Path:
+    """Draw the scenes of `count` seeds from `seed` on and write them with their tasks; nothing is left behind when that fails.
+
+    Args:
+        out: the folder, which must be new or empty; with `force` a book in it is replaced (other files in it stay).
+        progress: called with (pictures done, count) after each picture.
+    Returns: the path of `annotations.jsonl`.
+    Raises: ConfigError for a wrong seed, count or folder, or when the folder cannot be written.
+    """
+    _check_range(seed, count)
+    folder = Path(out)
+    try:
+        return _write(seed, count, folder, force, progress or (lambda done, total: None))
+    except OSError as error:
+        raise ConfigError(f"cannot write the picture book to {folder}: {error.strerror or error}; choose another folder") from error
+
+
+def picture_name(seed: int) -> str:
+    """Name the picture file of a seed, as written in the annotations."""
+    return f"{PICTURES}/{seed:09d}.png"
+
+
+def describe_scene(scene: Scene, earlier: Scene | None = None) -> dict[str, Any]:
+    """Make one line of the annotations; `earlier` is the picture that the comparisons begin with."""
+    name = picture_name(scene.seed)
+    tasks = [_describe_task(task, [name]) for task in make_tasks(scene)]
+    if earlier:
+        tasks += [_describe_task(task, [picture_name(earlier.seed), name]) for task in compare_tasks(earlier, scene)]
+    tasks += [_describe_task(task, []) for task in small_talk(scene.seed)]
+    return {
+        "picture": name,
+        "width": scene.width,
+        "height": scene.height,
+        "seed": scene.seed,
+        "background": scene.background,
+        "background_zh": BACKGROUND_BY_NAME[scene.background].zh,
+        "objects": [_describe_thing(thing) for thing in scene.things],
+        "tasks": tasks,
+    }
+
+
+def _describe_thing(thing: Thing) -> dict[str, Any]:
+    kind, colour = KIND_BY_NAME[thing.kind], COLOUR_BY_NAME[thing.colour]
+    text = {"text": thing.text} if thing.text is not None else {}
+    return {"name": kind.name, "name_zh": kind.zh, "colour": colour.name, "colour_zh": colour.zh, "box_px": list(thing.box_px), **text}
+
+
+def _describe_task(task: Task, pictures: list[str]) -> dict[str, Any]:
+    turns = [{"question": turn.question, "answer": turn.answer, "boxes": [list(box.to_tuple()) for box in turn.boxes]} for turn in task.turns]
+    return {"name": task.name, "language": task.language, "phrase": task.phrase, "pictures": pictures, "turns": turns}
+
+
+def _check_range(seed: int, count: int) -> None:
+    check_seed(seed)
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ConfigError(f"count={count!r} is not a number of pictures; give 1 or more")
+    if seed < EVALUATION_SEED_START < seed + count:
+        raise ConfigError(f"seeds {seed} to {seed + count - 1} mix training and evaluation; keep them below {EVALUATION_SEED_START}, or start there")
+
+
+def _write(seed: int, count: int, folder: Path, force: bool, progress: Callable[[int, int], None]) -> Path:
+    """Write to a folder of another name first; only a whole book gets the name that was asked for."""
+    exists = folder.exists()
+    if exists and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; give a folder for the picture book")
+    if exists and not force and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty; choose another folder, or give force=True (--force) to replace the picture book in it")
+    home = folder if exists else folder.absolute().parent
+    home.mkdir(parents=True, exist_ok=True)
+    partial = home / f".{folder.name}-{secrets.token_hex(4)}.partial"
+    try:
+        _write_scenes(seed, count, partial, progress)
+        if exists:
+            _replace_book(partial, folder)
+        else:
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder / ANNOTATIONS
+
+
+def _write_scenes(seed: int, count: int, folder: Path, progress: Callable[[int, int], None]) -> None:
+    (folder / PICTURES).mkdir(parents=True)
+    earlier = None
+    with (folder / ANNOTATIONS).open("w", encoding="utf-8", newline="\n") as lines:
+        for number in range(count):
+            scene = make_scene(seed + number)
+            draw_scene(scene).save(folder / picture_name(scene.seed), format="PNG")
+            lines.write(json.dumps(describe_scene(scene, earlier), ensure_ascii=False) + "\n")
+            earlier = scene
+            progress(number + 1, count)
+
+
+def _replace_book(partial: Path, folder: Path) -> None:
+    """Move a finished book into an existing folder. The annotations go first and come last: with them the book is whole."""
+    (folder / ANNOTATIONS).unlink(missing_ok=True)
+    if (folder / PICTURES).exists():
+        shutil.rmtree(folder / PICTURES)
+    for name in (PICTURES, ANNOTATIONS):
+        (partial / name).rename(folder / name)
