@@ -14,6 +14,7 @@ from typing import Any, Literal
 from transformers import AddedToken, PreTrainedTokenizer
 
 from qwen_vl.errors import CheckpointError, PromptError
+from qwen_vl.grounding.tags import IMG_END, IMG_START
 from qwen_vl.processing.spans import SpanLayout
 from qwen_vl.processing.vocabulary import MAX_TEXT_CHARS, BytePairEncoder, read_ranks, write_ranks
 from qwen_vl.prompt import special_tokens as names
@@ -154,7 +155,7 @@ class QWenTokenizer(PreTrainedTokenizer):
             raise PromptError(f"The text has {len(text)} characters; at most {MAX_TEXT_CHARS} are read. Shorten it.")
         allowed = set(self.special_tokens) if allowed_special == "all" else set(allowed_special)
         self._refuse(text, set(self.special_tokens) - allowed if disallowed_special == "all" else set(disallowed_special))
-        with_pictures = {names.IMAGE_START, names.IMAGE_END} <= allowed
+        with_pictures = {IMG_START, IMG_END} <= allowed
         pieces = split_pictures(text) if with_pictures else [Text(text)]
         ids: list[int] = []
         for piece in pieces:

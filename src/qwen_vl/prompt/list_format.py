@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qwen_vl.errors import PromptError
-from qwen_vl.prompt.normalize import normalize_outside_pictures
-from qwen_vl.prompt.special_tokens import BOX_END, BOX_START, IMAGE_END, IMAGE_START, REF_END, REF_START
+from qwen_vl.grounding.tags import BOX_END, BOX_START, IMG_END, IMG_START, REF_END, REF_START
+from qwen_vl.grounding.text import split_elements
 
 
 def from_list_format(elements: Sequence[Mapping[str, Any]], space_after_picture: bool = False) -> str:
@@ -41,7 +41,7 @@ def from_list_format(elements: Sequence[Mapping[str, Any]], space_after_picture:
 
 def format_picture(number: int, path: object, space_after_picture: bool = False) -> str:
     """Write the line that announces picture `number`."""
-    return f"Picture {number}:{' ' if space_after_picture else ''}{IMAGE_START}{path}{IMAGE_END}\n"
+    return f"Picture {number}:{' ' if space_after_picture else ''}{IMG_START}{path}{IMG_END}\n"
 
 
 def _format_boxes(element: Mapping[str, Any]) -> str:
@@ -61,7 +61,4 @@ def to_list_format(text: str) -> list[dict[str, str]]:
 
     Defined for every string: unclosed tags and chat control tokens are ordinary text (FACTS quirk 31).
     """
-    # Imported late: drawing and parsing answers is needed by few who only write prompts.
-    from qwen_vl.grounding.text import split_elements
-
-    return split_elements(normalize_outside_pictures(text))
+    return split_elements(text)

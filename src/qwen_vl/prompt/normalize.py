@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qwen_vl.errors import PromptError
-from qwen_vl.prompt.special_tokens import IMAGE_END, IMAGE_START
+from qwen_vl.grounding.tags import IMG_END, IMG_START
 
 MAX_MARKS_IN_A_ROW = 1024  # reordering combining marks takes quadratic time in the length of such a run
 
@@ -50,23 +50,13 @@ def split_pictures(text: str) -> Iterator[Text | PicturePath]:
     Raises: PromptError for `<img>` without `</img>`.
     """
     position = 0
-    while (start := text.find(IMAGE_START, position)) >= 0:
-        end = text.find(IMAGE_END, start)
+    while (start := text.find(IMG_START, position)) >= 0:
+        end = text.find(IMG_END, start)
         if end < 0:
-            raise PromptError(f"Unclosed image token: {IMAGE_START} at character {start} has no {IMAGE_END} after it. Close it or remove it.")
+            raise PromptError(f"Unclosed image token: {IMG_START} at character {start} has no {IMG_END} after it. Close it or remove it.")
         if start > position:
             yield Text(text[position:start])
-        yield PicturePath(text[start + len(IMAGE_START) : end])
-        position = end + len(IMAGE_END)
+        yield PicturePath(text[start + len(IMG_START) : end])
+        position = end + len(IMG_END)
     if position < len(text):
         yield Text(text[position:])
-
-
-def normalize_outside_pictures(text: str) -> str:
-    """Return the NFC form of everything but the paths; an unclosed `<img>` is ordinary text."""
-    pieces: list[str] = []
-    position = 0
-    while (start := text.find(IMAGE_START, position)) >= 0 and (end := text.find(IMAGE_END, start)) >= 0:
-        pieces += (normalize(text[position:start]), text[start : end + len(IMAGE_END)])
-        position = end + len(IMAGE_END)
-    return "".join(pieces) + normalize(text[position:])

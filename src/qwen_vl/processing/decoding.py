@@ -1,0 +1,105 @@
+"""Decode picture files: bytes to RGB, with the size checked in the header before any pixel is decoded.
+
+Only JPEG, PNG, WebP, BMP and GIF are decoded; the format is told by the first bytes, and no other decoder is ever called.
+Errors have fixed messages: those of the libraries may hold memory addresses.
+
+    decode_picture(Path("dog.jpg").read_bytes(), "dog.jpg")
+"""
+
+import io
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+
+from qwen_vl.errors import ImageError
+
+MAX_PIXELS = 100_000_000  # a 10,000 x 10,000 picture: 300 MB as RGB
+FORMATS = "JPEG, PNG, WebP, BMP or GIF"
+
+# The plugins' own classes, not Image.open: that one warns about large pictures before they can be refused.
+_OPENERS: tuple[tuple[bytes, int, Callable[..., Any]], ...] = (
+    (b"\xff\xd8\xff", 0, JpegImagePlugin.JpegImageFile),
+    (b"\x89PNG\r\n\x1a\n", 0, PngImagePlugin.PngImageFile),
+    (b"WEBP", 8, WebPImagePlugin.WebPImageFile),
+    (b"GIF8", 0, GifImagePlugin.GifImageFile),
+    (b"BM", 0, BmpImagePlugin.BmpImageFile),
+)
+
+# What Pillow's decoders raise on damaged files, warnings included where the caller makes them errors.
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    RuntimeError,
+    EOFError,
+    struct.error,
+    Warning,
+    Image.DecompressionBombError,
+)
+
+
+def is_picture(content: bytes) -> bool:
+    """Tell by the first bytes whether this is a file of a format that is decoded here."""
+    return _opener(content) is not None
+
+
+def decode_picture(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode the first frame to RGB; alpha is dropped and EXIF orientation ignored, as in the release (FACTS 2.1).
+
+    Args:
+        content: the file.
+        name: what to call it in messages.
+        max_pixels: refuse larger pictures, by their header.
+    Raises: ImageError for another format, a damaged or cut-off file, or too many pixels.
+    """
+    opener = _opener(content)
+    if opener is None:
+        raise ImageError(f"{name} is {'empty' if not content else f'not a {FORMATS} picture'}. Convert it to PNG or JPEG.")
+    try:
+        image: Image.Image = opener(io.BytesIO(content))
+        check_size(image.size, name, max_pixels)
+        image.load()
+        return to_rgb(image, name, max_pixels)
+    except ImageError:
+        raise
+    except MemoryError:
+        raise ImageError(f"{name} needs more memory than there is. Shrink the picture.") from None
+    except _DECODER_ERRORS:
+        raise ImageError(f"{name} is damaged or cut off, so it cannot be decoded. Make or download it again.") from None
+
+
+def _opener(content: bytes) -> Callable[..., Any] | None:
+    """Return the class that reads files beginning with these bytes."""
+    return next((opener for magic, offset, opener in _OPENERS if content[offset : offset + len(magic)] == magic), None)
+
+
+def check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
+    """Raise ImageError if a picture of this size is not accepted."""
+    width, height = size
+    if width < 1 or height < 1:
+        raise ImageError(f"{name} is {width} x {height} pixels; it must have at least one.")
+    if width * height > max_pixels:
+        raise ImageError(f"{name} is {width} x {height} pixels; at most {max_pixels:,} are accepted. Shrink the picture.")
+
+
+def to_rgb(image: Image.Image, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Convert a picture of any mode to RGB as Pillow's `convert` does, leaving the original alone.
+
+    Raises: ImageError for a picture that is too large or cannot be read.
+    """
+    check_size(image.size, name, max_pixels)
+    try:
+        if "transparency" in image.info:  # it does not change RGB values, but Pillow warns when it is given in bytes
+            image = image.copy()
+            del image.info["transparency"]
+        return image.convert("RGB")
+    except MemoryError:
+        raise ImageError(f"{name} needs more memory than there is. Shrink the picture.") from None
+    except _DECODER_ERRORS:
+        raise ImageError(f"{name} (mode {image.mode}) cannot be converted to RGB. Is its file damaged or closed?") from None

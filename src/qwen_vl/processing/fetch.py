@@ -1,0 +1,208 @@
+"""Fetch a picture from an http(s) address, with limits on everything: time, size, redirects, and where it may lead.
+
+An address is parsed once and rebuilt from its parts; each redirect is checked like the first address; the connection goes
+to the address that was checked, so a name that resolves differently the second time gains nothing.
+
+    fetch("https://example.org/dog.jpg", FetchPolicy(timeout_s=10))
+"""
+
+import http.client
+import ipaddress
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from urllib.parse import quote, urljoin, urlsplit
+
+from qwen_vl.errors import ConfigError, ImageError
+
+CHUNK_BYTES = 64 * 1024
+PATH_SAFE = "/%:@!$&'()*+,;=-._~"
+HEADERS = {"User-Agent": "qwen-vl", "Accept": "image/*", "Accept-Encoding": "identity", "Connection": "close"}
+REDIRECTS = (301, 302, 303, 307, 308)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FetchPolicy:
+    """Limits of a fetch. A server restricts hosts; a user's own script may fetch from anywhere, its own machine included."""
+
+    timeout_s: float = 20.0  # for the whole fetch: connecting, redirects and all bytes
+    max_bytes: int = 64 * 2**20
+    max_redirects: int = 3
+    allowed_hosts: frozenset[str] | None = None  # exact names in lower case; None allows every host
+    allow_private: bool = True  # addresses of this machine and of local networks
+
+    def __post_init__(self) -> None:
+        if self.timeout_s <= 0 or self.max_bytes <= 0 or self.max_redirects < 0:
+            raise ConfigError(
+                f"timeout_s={self.timeout_s} and max_bytes={self.max_bytes} must be above 0, max_redirects={self.max_redirects} not below."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An http(s) address in its parts, all safe to be written into a request."""
+
+    scheme: str
+    host: str
+    port: int
+    target: str  # path and query
+
+    @property
+    def url(self) -> str:
+        """The address, rebuilt."""
+        return f"{self.scheme}://{self._bracketed}:{self.port}{self.target}"
+
+    @property
+    def host_header(self) -> str:
+        """What the Host header says: the port only where it is not the scheme's own."""
+        return self._bracketed if self.port == {"http": 80, "https": 443}[self.scheme] else f"{self._bracketed}:{self.port}"
+
+    @property
+    def _bracketed(self) -> str:
+        return f"[{self.host}]" if ":" in self.host else self.host
+
+
+def parse_address(url: str) -> Address:
+    """Take an address apart. Raises: ImageError for anything but a plain http(s) address."""
+    if any(ord(char) < 0x20 or ord(char) == 0x7F or char == "\\" for char in url):
+        raise ImageError(f"The address {url[:100]!r} holds control characters or a backslash. Correct it.")
+    try:
+        parts = urlsplit(url.strip())
+        host = (parts.hostname or "").encode("ascii" if ":" in (parts.hostname or "") else "idna").decode("ascii")
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    except (ValueError, KeyError):
+        raise ImageError(f"{url[:100]!r} is not an http or https address.") from None
+    if not host or "@" in parts.netloc:
+        raise ImageError(f"The address {url[:100]!r} must name a host, and no user or password.")
+    target = quote(parts.path or "/", safe=PATH_SAFE) + (f"?{quote(parts.query, safe=PATH_SAFE + '?')}" if parts.query else "")
+    return Address(parts.scheme, host, port, target)
+
+
+def fetch(url: str, policy: FetchPolicy | None = None) -> bytes:
+    """Return the bytes at the address.
+
+    Raises: ImageError naming the address if it is not allowed, does not answer in time, or answers with anything but a file that fits.
+    """
+    policy = policy or FetchPolicy()
+    deadline = time.monotonic() + policy.timeout_s
+    address = parse_address(url)
+    for _ in range(policy.max_redirects + 1):
+        content, location = _request(address, policy, deadline)
+        if location is None:
+            return content
+        address = parse_address(urljoin(address.url, location))
+    raise ImageError(f"{url[:100]!r} redirects more than {policy.max_redirects} times. Give the final address.")
+
+
+def _request(address: Address, policy: FetchPolicy, deadline: float) -> tuple[bytes, str | None]:
+    """Send one request; return (content, None) or (nothing, where it redirects to)."""
+    try:
+        with _connect(address, policy, deadline) as connection:
+            headers = {
+                "Host": address.host_header,
+                "User-Agent": "qwen-vl",
+                "Accept": "image/*",
+                "Accept-Encoding": "identity",
+                "Connection": "close",
+            }
+            connection.request("GET", address.target, headers=headers)
+            response = connection.getresponse()
+            location = response.getheader("Location")
+            if response.status in REDIRECTS and location:
+                return b"", location
+            return _read(response, address, policy), None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        if isinstance(error, ImageError):
+            raise
+        reason = f"did not answer within {policy.timeout_s:g} s" if time.monotonic() >= deadline else "cannot be reached or broke off"
+        raise ImageError(f"{address.url[:100]!r} {reason}. Check the address and the network.") from None
+
+
+@contextmanager
+def _connect(address: Address, policy: FetchPolicy, deadline: float) -> Iterator[http.client.HTTPConnection]:
+    """Connect to a checked address; whatever happens on the connection ends at the deadline."""
+    sock = _open_socket(_resolve(address, policy), address.port, deadline)
+    if address.scheme == "https":
+        context = ssl.create_default_context()
+        sock = context.wrap_socket(sock, server_hostname=address.host, do_handshake_on_connect=False)
+    # A server that sends one byte now and then never runs into the socket's own timeout: cut the line.
+    watchdog = threading.Timer(_left(deadline), _cut, [sock])
+    watchdog.daemon = True
+    watchdog.start()
+    connection = http.client.HTTPConnection(address.host, address.port)
+    try:
+        if isinstance(sock, ssl.SSLSocket):
+            sock.do_handshake()
+        connection.sock = sock
+        yield connection
+    finally:
+        watchdog.cancel()
+        connection.close()
+        sock.close()
+
+
+def _left(deadline: float) -> float:
+    """Return the seconds until the deadline, a thousandth at least."""
+    return max(deadline - time.monotonic(), 0.001)
+
+
+def _open_socket(ips: list[str], port: int, deadline: float) -> socket.socket:
+    """Connect to the first of the IP addresses that accepts. Raises: OSError if none does."""
+    for number, ip in enumerate(ips, start=1):
+        try:
+            return socket.create_connection((ip, port), timeout=_left(deadline))
+        except OSError:
+            if number == len(ips):
+                raise
+    raise OSError("the host has no address")
+
+
+def _cut(sock: socket.socket) -> None:
+    """End all reading and writing on the socket, below TLS."""
+    try:
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+    except OSError:
+        pass  # it is closed already
+
+
+def _resolve(address: Address, policy: FetchPolicy) -> list[str]:
+    """Return the IP addresses of the host. Raises: ImageError if the policy excludes the host or one of its addresses."""
+    if policy.allowed_hosts is not None and address.host.lower() not in policy.allowed_hosts:
+        raise ImageError(f"Pictures are not fetched from the host {address.host[:100]!r}; it is not on the list of allowed hosts.")
+    found = [str(info[4][0]) for info in socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)]
+    if not policy.allow_private and not all(map(_is_global, found)):
+        raise ImageError(f"Pictures are not fetched from the host {address.host[:100]!r}; its address is not a public one.")
+    return list(dict.fromkeys(found))
+
+
+def _is_global(ip: str) -> bool:
+    """Tell whether the IP address is a public one; v4 addresses in v6 clothing are undressed first."""
+    parsed = ipaddress.ip_address(ip.partition("%")[0])
+    mapped = getattr(parsed, "ipv4_mapped", None) or getattr(parsed, "sixtofour", None)
+    return parsed.is_global and not parsed.is_multicast and (mapped is None or mapped.is_global)
+
+
+def _read(response: http.client.HTTPResponse, address: Address, policy: FetchPolicy) -> bytes:
+    """Read the body, counting as it comes. Raises: ImageError for an error status, compression, or too many bytes."""
+    if response.status != 200:
+        raise ImageError(f"{address.url[:100]!r} answered with status {response.status}. Check the address.")
+    if response.getheader("Content-Encoding", "identity").lower() != "identity":
+        raise ImageError(f"{address.url[:100]!r} answered with compressed bytes, which was not asked for. Download the picture yourself.")
+    chunks: list[bytes] = []
+    left = policy.max_bytes - int(response.getheader("Content-Length") or 0)
+    too_large = ImageError(f"{address.url[:100]!r} is larger than {policy.max_bytes} bytes. Download and shrink the picture.")
+    if left < 0:
+        raise too_large
+    left = policy.max_bytes
+    while chunk := response.read1(CHUNK_BYTES):
+        left -= len(chunk)
+        if left < 0:
+            raise too_large
+        chunks.append(chunk)
+    if response.length:  # bytes that were announced and never came
+        raise http.client.IncompleteRead(b"", response.length)
+    return b"".join(chunks)
