@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from qwen_vl.grounding.box import Box, Quad, Ref
-from qwen_vl.grounding.labels import LabelLayout, PlacedLabel, fit_label
+from qwen_vl.grounding.labels import MAX_LABEL_CHARS, LabelLayout, PlacedLabel, fit_label
 
 Rgb = tuple[int, int, int]
 
@@ -37,8 +37,8 @@ PLATE_OPACITY = 204  # of the black behind a label: 0.8
 
 
 def preferred_colour(label: str) -> int:
-    """Choose a palette index from the label's text alone, the same on every machine."""
-    return zlib.crc32(unicodedata.normalize("NFC", label).encode("utf-8", "surrogatepass")) % len(PALETTE)
+    """Choose a palette index from the label's text alone (its first 200 characters), the same on every machine."""
+    return zlib.crc32(unicodedata.normalize("NFC", label[:MAX_LABEL_CHARS]).encode("utf-8", "surrogatepass")) % len(PALETTE)
 
 
 def assign_colours(labels: Iterable[str]) -> dict[str, Rgb]:

@@ -16,6 +16,7 @@ from qwen_vl.grounding.tags import BOX_END, BOX_START, ELEMENT_TAGS, IMG_PAD, QU
 
 _START_TAGS = {start: (key, end) for key, (start, end) in ELEMENT_TAGS.items()}
 _START = re.compile("|".join(map(re.escape, _START_TAGS)))
+MAX_MARKS_IN_A_ROW = 1024
 _WHOLE_NUMBER = re.compile(r"[+-]?\d+")
 # A tag without its other half; after an open <box> or <quad> also the coordinates that were being written.
 _STRAY_TAG = re.compile(r"<(?:box|quad)>[\d(),.+-]*|</(?:box|quad|ref|img)>|<(?:ref|img)>|" + re.escape(IMG_PAD))
@@ -40,20 +41,28 @@ def _scan(text: str) -> Iterator[tuple[str, str]]:
         yield "text", text[text_from:]
 
 
+def _to_nfc(text: str) -> str:
+    """Apply NFC, but leave a text alone that has more combining marks in a row than any writing needs: sorting them takes quadratic time."""
+    if text.isascii():
+        return text
+    classes = bytes(map(unicodedata.combining, text))  # one byte per character; 0 is a base character
+    return text if max(map(len, classes.split(b"\0"))) > MAX_MARKS_IN_A_ROW else unicodedata.normalize("NFC", text)
+
+
 def _normalize(text: str) -> str:
     """Apply NFC to everything but picture paths, which must stay what they are on disk."""
-    if unicodedata.is_normalized("NFC", text):
+    if text.isascii():
         return text
     parts: list[str] = []
     run: list[str] = []  # pieces since the last picture
     for key, content in _scan(text):
         start, end = ELEMENT_TAGS.get(key, ("", ""))
         if key == "image":
-            parts += [unicodedata.normalize("NFC", "".join(run)), start, content, end]
+            parts += [_to_nfc("".join(run)), start, content, end]
             run = []
         else:
             run += [start, content, end]
-    return "".join([*parts, unicodedata.normalize("NFC", "".join(run))])
+    return "".join([*parts, _to_nfc("".join(run))])
 
 
 def split_elements(text: str) -> list[dict[str, str]]:
