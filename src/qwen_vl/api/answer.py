@@ -1,0 +1,90 @@
+"""What comes back: the text of an answer, the boxes in it, what it cost, and the picture to draw them on.
+
+answer.text      # "<ref>the dog</ref><box>(219,424),(576,896)</box>"
+answer.boxes     # [Ref(text="the dog", boxes=(Box(219, 424, 576, 896),), quads=())]
+answer.draw().save("dog.png")
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from qwen_vl.errors import ImageError
+from qwen_vl.grounding.box import Ref
+from qwen_vl.grounding.text import count_unparsed, parse
+from qwen_vl.processing.images import ImageSource, load_image
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens that a request took; a picture counts as its slots and two tags."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+    def to_dict(self) -> dict[str, int]:
+        """Return both counts by name."""
+        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """The reply to one question.
+
+    `text` is what the model wrote, tags included. `finish_reason` is "stop" when the model ended by itself and "length" when it was cut.
+    `pictures` are those of the conversation so far, oldest first; boxes are about the last one.
+    """
+
+    text: str
+    usage: Usage
+    finish_reason: FinishReason
+    pictures: tuple[ImageSource, ...] = field(default=(), repr=False)
+
+    @property
+    def boxes(self) -> list[Ref]:
+        """The boxes and quads of the text, each with the phrase that it belongs to; empty if there are none."""
+        return parse(self.text)
+
+    def draw(self, font_path: str | Path | None = None) -> "Image.Image":
+        """Return the latest picture with the boxes drawn on it; without boxes, a copy of the picture.
+
+        Raises: ImageError if the answer is about no picture.
+        """
+        from qwen_vl.grounding.draw import draw_refs
+
+        return draw_refs(self._latest_picture(), self.boxes, font_path=font_path)
+
+    def _latest_picture(self) -> "Image.Image":
+        if not self.pictures:
+            raise ImageError("This answer is about no picture, so there is nothing to draw on. Ask with a picture.")
+        return load_image(self.pictures[-1])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything that JSON can hold: text, boxes on the 0..999 grid, unreadable boxes counted, usage, finish reason.
+
+        Boxes are given in pixels too (`boxes_px`) where the picture is at hand.
+        """
+        size = getattr(self.pictures[-1], "size", None) if self.pictures else None
+        return {
+            "text": self.text,
+            "boxes": [ref_to_dict(ref, size if isinstance(size, tuple) else None) for ref in self.boxes],
+            "num_unparsed": count_unparsed(self.text),
+            "usage": self.usage.to_dict(),
+            "finish_reason": self.finish_reason,
+        }
+
+
+def ref_to_dict(ref: Ref, size: tuple[int, int] | None) -> dict[str, Any]:
+    """Return a phrase and its places as JSON can hold them; pixels only if the picture's (width, height) is known."""
+    in_pixels = {"boxes_px": [list(box.to_px(*size)) for box in ref.boxes]} if size else {}
+    return {
+        "text": ref.label,
+        "boxes": [list(box.to_tuple()) for box in ref.boxes],
+        **in_pixels,
+        "quads": [[list(point) for point in quad.points] for quad in ref.quads],
+    }

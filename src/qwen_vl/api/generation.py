@@ -1,0 +1,138 @@
+"""From a prompt of token ids to an answer, whole or piece by piece."""
+
+import contextlib
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qwen_vl.api.answer import Answer, Usage
+from qwen_vl.api.pictures import Picture
+from qwen_vl.api.sampling import DEFAULT_MAX_NEW_TOKENS, Sampling
+from qwen_vl.api.streaming import TextPieces
+from qwen_vl.errors import CapacityError, ConfigError
+from qwen_vl.modeling.model import QWenLMHeadModel
+from qwen_vl.processing.tokenization import QWenTokenizer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """What the model reads, and what belongs to the answer without being generated."""
+
+    ids: list[int]
+    pictures: Sequence[Picture]  # those whose spans are in the ids, in their order there
+    shown: Sequence[Picture]  # all of the conversation
+    prefix: str = ""  # the answer begins with this text, which the prompt ends with
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """Writes answers with one model."""
+
+    model: QWenLMHeadModel
+    tokenizer: QWenTokenizer
+
+    def write(self, prompt: Prompt, sampling: Sampling) -> Answer:
+        """Return the whole answer. Raises: CapacityError, ConfigError."""
+        input_ids, arguments = self._arguments(prompt, sampling)
+        with _seeded(sampling.seed, self.model.device), _memory_errors():
+            output_ids = self.model.generate(input_ids, **arguments)  # [1, prompt + new]
+        new_ids = output_ids[0, input_ids.shape[1] :].tolist()
+        pieces = TextPieces(self.tokenizer)
+        text = "".join([*map(pieces.feed, self._without_stop(new_ids)), pieces.finish()])
+        return self._answer(prompt, text, new_ids)
+
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Answer]:
+        """Yield the answer's text in pieces and return the whole. Raises: CapacityError, ConfigError."""
+        input_ids, arguments = self._arguments(prompt, sampling)
+        if arguments["generation_config"].num_beams not in (None, 1):
+            raise ConfigError("num_beams above 1 cannot stream: the best beam is known only at the end. Use ask, or one beam.")
+        return self._pieces(prompt, sampling, input_ids, arguments)
+
+    def _pieces(self, prompt: Prompt, sampling: Sampling, input_ids: Tensor, arguments: dict[str, Any]) -> Generator[str, None, Answer]:
+        pieces, new_ids, texts = TextPieces(self.tokenizer), list[int](), [prompt.prefix]
+        if prompt.prefix:
+            yield prompt.prefix
+        tokens = self.model.stream_tokens(input_ids, **arguments)
+        with _seeded(sampling.seed, self.model.device), _memory_errors(), contextlib.closing(tokens):
+            for token_id in tokens:
+                new_ids.append(token_id)
+                text = "" if token_id in self._stop_ids else pieces.feed(token_id)
+                if text:
+                    texts.append(text)
+                    yield text
+        if text := pieces.finish():
+            texts.append(text)
+            yield text
+        return self._answer(prompt, "".join(texts[1:]), new_ids)
+
+    @property
+    def _stop_ids(self) -> list[int]:
+        return [self.tokenizer.eod_id, self.tokenizer.im_end_id, self.tokenizer.im_start_id]
+
+    def _without_stop(self, new_ids: list[int]) -> list[int]:
+        """Return the ids before the first stop token; a beam that ended early is padded with them."""
+        return new_ids[: next((index for index, token_id in enumerate(new_ids) if token_id in self._stop_ids), len(new_ids))]
+
+    def _answer(self, prompt: Prompt, text: str, new_ids: list[int]) -> Answer:
+        kept = len(self._without_stop(new_ids))
+        return Answer(
+            text=prompt.prefix + text,
+            usage=Usage(len(prompt.ids), min(kept + 1, len(new_ids))),  # the stop token was generated too
+            finish_reason="stop" if kept < len(new_ids) else "length",
+            pictures=tuple(picture.image for picture in prompt.shown),
+        )
+
+    def _arguments(self, prompt: Prompt, sampling: Sampling) -> tuple[Tensor, dict[str, Any]]:
+        """Return the ids [1, seq] and the keyword arguments of `generate`."""
+        base = self.model.generation_config
+        max_new_tokens = self._fit(len(prompt.ids), sampling.max_new_tokens, base.max_new_tokens or DEFAULT_MAX_NEW_TOKENS)
+        input_ids = torch.tensor([prompt.ids], device=self.model.device)  # [1, seq]
+        arguments: dict[str, Any] = {
+            "attention_mask": torch.ones_like(input_ids),
+            "generation_config": sampling.to_generation_config(base, self._stop_ids, self.tokenizer.eod_id, max_new_tokens),
+        }
+        if prompt.pictures:
+            arguments["image_features"] = torch.stack([picture.features for picture in prompt.pictures])  # [num_images, image_slots, dim]
+        return input_ids, arguments
+
+    def _fit(self, num_prompt_tokens: int, asked: int | None, default: int) -> int:
+        """Return how many tokens to write: what was asked for, or as much of the default as fits.
+
+        Raises: CapacityError if the prompt, or the prompt with what was asked for, is longer than the model's context.
+        """
+        limit = int(self.model.config.max_position_embeddings)
+        room = limit - num_prompt_tokens
+        if room < 1:
+            raise CapacityError(
+                f"The conversation takes {num_prompt_tokens} tokens, but "
+                f"this model's context holds {limit}. Shorten the text, show fewer pictures or start anew."
+            )
+        if asked is not None and asked > room:
+            raise CapacityError(
+                f"max_new_tokens={asked} does not fit: the conversation takes {num_prompt_tokens} of the context's {limit} tokens. "
+                f"At most {room} are left."
+            )
+        return asked or min(default, room)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Draw from a generator with this seed inside the block, and leave the caller's own random state as it was."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Turn a lack of memory into CapacityError."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError):
+        raise CapacityError("The memory does not suffice for this conversation. Shorten it, use a smaller dtype or another device.") from None

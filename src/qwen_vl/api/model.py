@@ -1,0 +1,140 @@
+"""`QwenVL`: a loaded checkpoint and the questions that it can be asked.
+
+vl = QwenVL.load("Qwen/Qwen-VL-Chat", device="cuda")
+vl.ask("street.jpg", "How many bicycles are there?").text
+vl.ground("street.jpg", "the red car").draw().save("car.png")
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qwen_vl.api import prompts
+from qwen_vl.api.answer import Answer
+from qwen_vl.api.batch import BatchItem, run_batch
+from qwen_vl.api.generation import Prompt, Writer
+from qwen_vl.api.loading import load_checkpoint, resolve_device, resolve_dtype, resolve_folder
+from qwen_vl.api.pictures import load_pictures
+from qwen_vl.api.sampling import Sampling
+from qwen_vl.api.session import ChatSession
+from qwen_vl.api.streaming import AnswerStream
+from qwen_vl.errors import PromptError
+from qwen_vl.grounding.tags import REF_END, REF_START
+from qwen_vl.modeling.model import QWenLMHeadModel
+from qwen_vl.processing.images import ImageSource
+from qwen_vl.processing.tokenization import QWenTokenizer
+from qwen_vl.prompt.chatml import DEFAULT_SYSTEM
+
+Images = ImageSource | Sequence[ImageSource] | None
+
+
+class QwenVL:
+    """A checkpoint, its tokenizer, and what can be asked of them.
+
+    Every method takes pictures as path, URL, data URI, bytes, file object, PIL image or numpy array, one or a list, and sampling settings by name:
+    max_new_tokens, min_new_tokens, do_sample, temperature (0 is greedy), top_p, top_k, repetition_penalty, num_beams, length_penalty, seed.
+    What is left out is the checkpoint's own choice.
+    """
+
+    def __init__(self, model: QWenLMHeadModel, tokenizer: QWenTokenizer, name: str = "this checkpoint") -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = name
+        self.writer = Writer(model, tokenizer)
+
+    @classmethod
+    def load(cls, name: str | Path | None = None, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> "QwenVL":
+        """Load a checkpoint.
+
+        Args:
+            name: a folder, a hub name such as Qwen/Qwen-VL-Chat, or None for the bundled nano.
+            device: cpu, cuda, cuda:1, mps; None takes a GPU if there is one.
+            dtype: float32, bfloat16, float16; None is float32 on a CPU and the GPU's best 16-bit type there.
+        Raises: CheckpointError, ConfigError, CapacityError.
+        """
+        chosen = resolve_device(device)
+        precision = resolve_dtype(dtype, chosen)
+        model, tokenizer = load_checkpoint(resolve_folder(name), chosen, precision)
+        return cls(model, tokenizer, name="nano" if name is None else str(name))
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether the checkpoint was made for conversations; base checkpoints are asked in the words of their pre-training."""
+        return getattr(self.model.generation_config, "chat_format", None) == "chatml"
+
+    def chat(self, system: str = DEFAULT_SYSTEM) -> ChatSession:
+        """Begin a conversation. Raises: ConfigError for a base checkpoint."""
+        return ChatSession(self, system)
+
+    def ask(self, images: Images, question: str, **sampling: Any) -> Answer:
+        """Answer one question about one picture, several, or none (None).
+
+        Raises: ImageError, PromptError, ConfigError, CapacityError.
+        """
+        if self.is_chat:
+            return self.chat().send(question, images, **sampling)
+        settings = Sampling.of(**sampling)
+        return self.writer.write(self._raw_prompt(images, prompts.raw_question(prompts.check_question(question))), settings)
+
+    def stream(self, images: Images, question: str, **sampling: Any) -> AnswerStream:
+        """Answer as `ask` does, piece by piece: whole characters, whole tags. Errors of the input are raised here, not while reading."""
+        if self.is_chat:
+            return self.chat().stream(question, images, **sampling)
+        settings = Sampling.of(**sampling)
+        prompt = self._raw_prompt(images, prompts.raw_question(prompts.check_question(question)))
+        return AnswerStream(self.writer.stream(prompt, settings))
+
+    def caption(self, image: ImageSource, language: str = "en", grounded: bool = False, **sampling: Any) -> Answer:
+        """Describe a picture in English ("en") or Chinese ("zh"); grounded, with a box for each thing named.
+
+        Raises: PromptError for another language, and as `ask`.
+        """
+        request = prompts.caption_prompt(language, grounded)
+        if self.is_chat:
+            return self.chat().send(request, image, **sampling)
+        settings = Sampling.of(**sampling)
+        return self.writer.write(self._raw_prompt(image, request), settings)
+
+    def ground(self, image: ImageSource, phrase: str, **sampling: Any) -> Answer:
+        """Find what a phrase names; `.boxes` of the answer says where it is. English or Chinese.
+
+        Raises: PromptError for an empty phrase or one with tags in it, and as `ask`.
+        """
+        if not isinstance(phrase, str) or not phrase.strip():
+            raise PromptError('There is no phrase to find. Name the thing, for example "the red car" or "狗".')
+        phrase = phrase.strip()
+        if REF_START in phrase or REF_END in phrase:
+            raise PromptError(f"The phrase {phrase!r} holds a tag. Write the words alone.")
+        if self.is_chat:
+            return self.chat().send(prompts.ground_prompt(phrase), image, **sampling)
+        settings, request = Sampling.of(**sampling), prompts.raw_ground_prompt(phrase)
+        return self.writer.write(self._raw_prompt(image, request, prefix=request), settings)
+
+    def batch(
+        self,
+        items: Iterable[ImageSource | tuple[Images, str]],
+        question: str | None = None,
+        *,
+        out: str | Path | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        **sampling: Any,
+    ) -> list[BatchItem]:
+        """Ask about many pictures.
+
+        Args:
+            items: pictures, all with the same `question`, or pairs (picture or pictures, question).
+            question: the question for plain pictures.
+            out: a JSON-lines file that gets each result as soon as it is known; what it already holds of the same batch is not asked again.
+            progress: called with (done, total) after each.
+            sampling: as `ask`, the same for all.
+        Returns: one item for each input, in order. A picture that cannot be read does not stop the others: its item has an `error` and no `answer`.
+        Raises: PromptError for an item without a question; ConfigError if `out` holds another batch.
+        """
+        return run_batch(self.ask, self.name, list(items), question, out=None if out is None else Path(out), progress=progress, sampling=sampling)
+
+    def _raw_prompt(self, images: Images, text: str, prefix: str = "") -> Prompt:
+        """Return the prompt of a base checkpoint."""
+        pictures = load_pictures(self.model, images)
+        return Prompt(ids=prompts.encode_raw(self.tokenizer, text, len(pictures)), pictures=pictures, shown=pictures, prefix=prefix)

@@ -1,0 +1,44 @@
+"""Pictures of a request: loaded once, encoded once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from qwen_vl.errors import ConfigError
+from qwen_vl.modeling.model import QWenLMHeadModel
+from qwen_vl.processing.images import ImageSource, load_image, to_pixel_values
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture and what the vision tower made of it."""
+
+    image: Image.Image  # RGB, original size
+    features: Tensor  # [image_slots, dim]
+
+
+def list_sources(images: ImageSource | Sequence[ImageSource] | None) -> list[ImageSource]:
+    """Return one picture, several or none as a list. Only lists and tuples are several: bytes and arrays are one picture."""
+    if images is None:
+        return []
+    return list(images) if isinstance(images, list | tuple) else [images]
+
+
+def load_pictures(model: QWenLMHeadModel, images: ImageSource | Sequence[ImageSource] | None) -> list[Picture]:
+    """Load and encode pictures in one pass of the vision tower.
+
+    Raises: ImageError for a picture that cannot be used; ConfigError if the checkpoint is a text-only one.
+    """
+    sources = list_sources(images)
+    if not sources:
+        return []
+    if model.config.visual is None:
+        raise ConfigError("This checkpoint is a text-only Qwen: it cannot see pictures. Load Qwen/Qwen-VL-Chat, or ask without a picture.")
+    loaded = [load_image(source) for source in sources]
+    pixel_values = to_pixel_values(loaded, int(model.config.visual["image_size"]))  # [num_images, 3, size, size]
+    with torch.no_grad():
+        features = model.get_image_features(pixel_values.to(model.device, model.dtype))  # [num_images, image_slots, dim]
+    return [Picture(image, vectors) for image, vectors in zip(loaded, features, strict=True)]

@@ -1,0 +1,94 @@
+"""Sampling settings of one request: checked, named, and turned into a generation config.
+
+Sampling.of(temperature=0.7, seed=1)     # sampling is on, because a temperature was given
+Sampling.of(max_new_token=5)             # ConfigError: unknown setting 'max_new_token'; did you mean 'max_new_tokens'?
+"""
+
+import copy
+import difflib
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from transformers import GenerationConfig
+
+from qwen_vl.errors import ConfigError
+
+DEFAULT_MAX_NEW_TOKENS = 512
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """Settings of one request; None leaves the checkpoint's own choice (its generation_config.json)."""
+
+    max_new_tokens: int | None = None
+    min_new_tokens: int | None = None
+    do_sample: bool | None = None
+    temperature: float | None = None  # 0 is greedy
+    top_p: float | None = None
+    top_k: int | None = None  # 0 is off
+    repetition_penalty: float | None = None
+    num_beams: int | None = None
+    length_penalty: float | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _check("max_new_tokens", self.max_new_tokens, 1, 1_000_000, whole=True)
+        _check("min_new_tokens", self.min_new_tokens, 0, 1_000_000, whole=True)
+        _check("temperature", self.temperature, 0, 100)
+        _check("top_p", self.top_p, 0, 1)
+        _check("top_k", self.top_k, 0, 1_000_000, whole=True)
+        _check("repetition_penalty", self.repetition_penalty, 0.01, 100)
+        _check("num_beams", self.num_beams, 1, 64, whole=True)
+        _check("length_penalty", self.length_penalty, -100, 100)
+        _check("seed", self.seed, 0, 2**63 - 1, whole=True)
+        if self.do_sample is not None and not isinstance(self.do_sample, bool):
+            raise ConfigError(f"do_sample={self.do_sample!r} must be True or False.")
+        if self.top_p == 0:
+            raise ConfigError("top_p=0 leaves no token to choose from. Use a number above 0, or temperature=0 for the most likely token.")
+        if self.min_new_tokens is not None and self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
+            raise ConfigError(f"min_new_tokens={self.min_new_tokens} is more than max_new_tokens={self.max_new_tokens}.")
+
+    @classmethod
+    def of(cls, **settings: Any) -> "Sampling":
+        """Build from keyword arguments. Raises: ConfigError for an unknown name, with the nearest known one."""
+        known = [field.name for field in fields(cls)]
+        for name in settings:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."
+                raise ConfigError(f"unknown setting {name!r}; {hint}")
+        return cls(**settings)
+
+    @property
+    def is_sampling(self) -> bool | None:
+        """Whether tokens are drawn by chance: as said, else on if a sampling number was given, else None (the checkpoint's choice)."""
+        if self.temperature == 0:
+            return False
+        if self.do_sample is None and any(value is not None for value in (self.temperature, self.top_p, self.top_k)):
+            return True
+        return self.do_sample
+
+    def to_generation_config(self, base: GenerationConfig, stop_ids: list[int], pad_id: int, max_new_tokens: int) -> GenerationConfig:
+        """Return a copy of the checkpoint's generation config with these settings, stopping at any of `stop_ids`."""
+        config = copy.deepcopy(base)
+        config.max_length = None
+        config.max_new_tokens = max_new_tokens
+        config.eos_token_id, config.pad_token_id = stop_ids, pad_id
+        for name in ("min_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "num_beams", "length_penalty"):
+            if (value := getattr(self, name)) is not None:
+                setattr(config, name, value)
+        if self.is_sampling is not None:
+            config.do_sample = self.is_sampling
+        if not config.do_sample:  # transformers warns of numbers that have no effect
+            config.temperature = config.top_p = config.top_k = None
+        return config
+
+
+def _check(name: str, value: Any, low: float, high: float, *, whole: bool = False) -> None:
+    """Raise ConfigError unless the value is None or a finite number from `low` to `high`."""
+    if value is None:
+        return
+    kinds = (int,) if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value) or not low <= value <= high:
+        raise ConfigError(f"{name}={value!r} must be a {'whole number' if whole else 'number'} from {low} to {high}.")

@@ -1,0 +1,125 @@
+"""A conversation: turns, pictures numbered through the dialogue, each encoded once.
+
+chat = vl.chat()
+chat.send("这是什么?", "beach.png").text
+chat.send("框出图中的狗").draw().save("dog.png")
+"""
+
+import logging
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from qwen_vl.api.answer import Answer
+from qwen_vl.api.generation import Prompt
+from qwen_vl.api.pictures import Picture, load_pictures
+from qwen_vl.api.prompts import Question, check_question, encode_chat
+from qwen_vl.api.sampling import Sampling
+from qwen_vl.api.streaming import AnswerStream
+from qwen_vl.errors import CapacityError, ConfigError
+from qwen_vl.processing.images import ImageSource
+from qwen_vl.prompt.chatml import DEFAULT_MAX_WINDOW_SIZE, DEFAULT_SYSTEM
+
+if TYPE_CHECKING:
+    from qwen_vl.api.model import QwenVL
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTurn:
+    """One question with its pictures' numbers, and the answer to it."""
+
+    question: Question
+    answer: Answer
+
+
+class ChatSession:
+    """A conversation with one model. A turn counts only once its answer is complete: an interrupted one leaves no trace.
+
+    Old turns fall out of the prompt when the checkpoint's window (`max_window_size` tokens) is full, as in the release; `num_dropped_turns` says
+    how many the last prompt left out, and a warning is logged when that number grows.
+    """
+
+    def __init__(self, vl: "QwenVL", system: str = DEFAULT_SYSTEM) -> None:
+        if not vl.is_chat:
+            raise ConfigError(
+                f"{vl.name} is a base checkpoint, not one for conversations (chat_format is not chatml). "
+                "Use ask, caption or ground, or load Qwen-VL-Chat."
+            )
+        self._vl = vl
+        self.system = system
+        self.turns: list[ChatTurn] = []
+        self.pictures: list[Picture] = []
+        self.num_dropped_turns = 0
+
+    @property
+    def history(self) -> list[tuple[str, str]]:
+        """The texts so far, as (question, answer)."""
+        return [(turn.question.text, turn.answer.text) for turn in self.turns]
+
+    @property
+    def last_answer(self) -> Answer | None:
+        """The latest answer, or None before the first."""
+        return self.turns[-1].answer if self.turns else None
+
+    def clear(self) -> None:
+        """Forget all turns and pictures."""
+        self.turns.clear()
+        self.pictures.clear()
+        self.num_dropped_turns = 0
+
+    def send(self, text: str, images: ImageSource | Sequence[ImageSource] | None = None, **sampling: Any) -> Answer:
+        """Ask the next question and return the answer.
+
+        Args:
+            text: the question.
+            images: one picture, several or None; earlier ones stay in the conversation.
+            sampling: see `Sampling`.
+        Raises: PromptError, ImageError, ConfigError, CapacityError; the conversation is then as before.
+        """
+        settings = Sampling.of(**sampling)
+        question, pictures = self._ask(text, images)
+        answer = self._vl.writer.write(self._prompt(question, pictures), settings)
+        self._remember(question, pictures, answer)
+        return answer
+
+    def stream(self, text: str, images: ImageSource | Sequence[ImageSource] | None = None, **sampling: Any) -> AnswerStream:
+        """Ask the next question and return the answer's pieces as they come; arguments and errors as `send`, raised here and not later."""
+        settings = Sampling.of(**sampling)
+        question, pictures = self._ask(text, images)
+        return AnswerStream(self._remembering(question, pictures, self._vl.writer.stream(self._prompt(question, pictures), settings)))
+
+    def _remembering(self, question: Question, pictures: list[Picture], pieces: Generator[str, None, Answer]) -> Generator[str, None, Answer]:
+        answer = yield from pieces
+        self._remember(question, pictures, answer)
+        return answer
+
+    def _ask(self, text: str, images: ImageSource | Sequence[ImageSource] | None) -> tuple[Question, list[Picture]]:
+        """Return the question and all pictures up to it."""
+        check_question(text)
+        new = load_pictures(self._vl.model, images)
+        first = len(self.pictures) + 1
+        return Question(text, tuple(range(first, first + len(new)))), [*self.pictures, *new]
+
+    def _remember(self, question: Question, pictures: list[Picture], answer: Answer) -> None:
+        self.turns.append(ChatTurn(question, answer))
+        self.pictures = pictures
+
+    def _prompt(self, question: Question, pictures: list[Picture]) -> Prompt:
+        """Return the prompt, with the pictures of the turns that fit the window."""
+        tokenizer = self._vl.tokenizer
+        window = getattr(self._vl.model.generation_config, "max_window_size", None) or DEFAULT_MAX_WINDOW_SIZE
+        ids = encode_chat(tokenizer, question, [(turn.question, turn.answer.text) for turn in self.turns], self.system, window)
+        num_kept = (ids.count(tokenizer.im_start_id) - 3) // 2  # system, question and the opened answer are the other three
+        self._warn_of_dropped(len(self.turns) - num_kept)
+        kept = [*(turn.question for turn in self.turns[len(self.turns) - num_kept :]), question]
+        numbers = [number for each in kept for number in each.picture_numbers]
+        if len(tokenizer.image_spans(ids)) != len(numbers):
+            raise CapacityError("The conversation's pictures do not fit its window. Start a new conversation.")
+        return Prompt(ids=ids, pictures=[pictures[number - 1] for number in numbers], shown=pictures)
+
+    def _warn_of_dropped(self, count: int) -> None:
+        if count > self.num_dropped_turns:
+            logger.warning("the conversation is longer than the model's window: its first %d turns are no longer read", count)
+        self.num_dropped_turns = count

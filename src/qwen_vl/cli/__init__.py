@@ -1,0 +1,59 @@
+"""The `qwen-vl` command. stdout is the answer and nothing else; everything else goes to stderr.
+
+Each subcommand is a file here and imports what it needs inside its function, so that `qwen-vl --help` loads neither torch nor transformers.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. A `QwenVLError` prints one `error:` line; anything else is our bug, with its traceback.
+"""
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+
+from qwen_vl.cli import ask, batch, caption, chat, ground, info, picturebook, train
+from qwen_vl.errors import QwenVLError
+
+app = typer.Typer(
+    name="qwen-vl",
+    help="Ask Qwen-VL models about pictures: answers, captions and boxes, in English and Chinese. Without --model, nano answers, offline.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (ask, chat, caption, ground, batch, info, picturebook, train):
+    app.command(name=command.__name__.rpartition(".")[2], help=command.__doc__)(command.run)
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version and leave, if it was asked for."""
+    if wanted:
+        from qwen_vl import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def set_up(
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more on stderr.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say only errors on stderr.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Set how much is logged."""
+    level = logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s: %(message)s", force=True)
+    logging.getLogger("qwen_vl").setLevel(level)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code. Args: arguments: without the program's name; None takes those of the process."""
+    try:
+        app(arguments)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(bool(end.code))
+    except QwenVLError as error:
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        return 1
+    return 0

@@ -1,0 +1,104 @@
+"""Where answers go: stdout or a file, whole or not at all; and what is said on stderr."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from qwen_vl.errors import ConfigError, ImageError
+
+if TYPE_CHECKING:
+    from qwen_vl.api import Answer
+
+STDIN = "-"
+MAX_STDIN_BYTES = 256 << 20
+
+
+def note(text: str) -> None:
+    """Say something to whoever watches; nothing when stderr is no terminal."""
+    if sys.stderr.isatty():
+        typer.echo(text, err=True)
+
+
+def check_output(path: Path | None, *, force: bool) -> None:
+    """Raise ConfigError unless the file can be written: checked before the work, so that no answer is lost."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder. Name a file to write.")
+    if not path.parent.is_dir():
+        raise ConfigError(f"There is no folder {path.parent} to write {path.name} into. Make it first.")
+    if path.exists() and not force:
+        raise ConfigError(f"{path} exists. Add --force to overwrite it, or name another file.")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"{path} cannot be written: permission denied. Name another file.")
+
+
+def check_picture_output(path: Path | None, *, force: bool) -> None:
+    """Raise ConfigError unless a picture can be written to the file."""
+    check_output(path, force=force)
+    if path is None:
+        return
+    from PIL import Image
+
+    Image.init()
+    if Image.EXTENSION.get(path.suffix.lower()) not in Image.SAVE:
+        raise ConfigError(f"{path} does not end like a picture. Name a file that ends in .png or .jpg.")
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under another name and rename it, so that it is there whole or not at all. Raises: ConfigError if that fails."""
+    temporary = path.with_name(f".{path.stem}.part{os.getpid()}{path.suffix}")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror or type(error).__name__}. Name another file.") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_picture(name: str) -> str | bytes:
+    """Return a picture's name, or what stdin holds if the name is `-`. Raises: ImageError if stdin holds nothing or too much."""
+    if name != STDIN:
+        return name
+    if sys.stdin.isatty():
+        raise ImageError("There is no picture on stdin. Pipe one in: cat photo.png | qwen-vl ask - QUESTION")
+    content = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
+    if not content:
+        raise ImageError("The picture on stdin is empty. Pipe one in: cat photo.png | qwen-vl ask - QUESTION")
+    if len(content) > MAX_STDIN_BYTES:
+        raise ImageError(f"The picture on stdin has more than {MAX_STDIN_BYTES >> 20} MiB. Make it smaller.")
+    return content
+
+
+def show_json(record: dict[str, Any]) -> None:
+    """Print one JSON document on one line."""
+    typer.echo(json.dumps(record, ensure_ascii=False))
+
+
+def show_answer(answer: "Answer", *, as_json: bool, out: Path | None) -> None:
+    """Print an answer, or write it into the file."""
+    text = json.dumps(answer.to_dict(), ensure_ascii=False) if as_json else answer.text
+    if out:
+        write_whole(out, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+        note(f"wrote {out}")
+    else:
+        typer.echo(text)
+
+
+def save_drawing(answer: "Answer", draw: Path | None, font: Path | None) -> int:
+    """Draw the boxes if that was asked for, and return the exit code: 1 if there was no box to draw."""
+    if draw is None:
+        return 0
+    if not answer.boxes:
+        typer.echo(f"error: The answer holds no box, so {draw} was not written. Ask for boxes, for example with: qwen-vl ground", err=True)
+        return 1
+    picture = answer.draw(font_path=font)
+    write_whole(draw, picture.save)
+    note(f"wrote {draw}")
+    return 0

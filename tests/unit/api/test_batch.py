@@ -1,0 +1,88 @@
+"""Batches: order, errors beside answers, and going on after an interruption."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from qwen_vl.api import QwenVL
+from qwen_vl.errors import ConfigError, PromptError
+
+
+def lines_of(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_answers_come_in_order_with_progress(vl: QwenVL, red: Image.Image, blue: Image.Image) -> None:
+    seen: list[tuple[int, int]] = []
+    items = vl.batch([red, blue], "what?", progress=lambda done, total: seen.append((done, total)), max_new_tokens=5)
+    assert seen == [(1, 2), (2, 2)]
+    assert [item.answer and item.answer.text for item in items] == [vl.ask(image, "what?", max_new_tokens=5).text for image in (red, blue)]
+
+
+def test_pairs_bring_their_own_questions(vl: QwenVL, red: Image.Image, blue: Image.Image) -> None:
+    items = vl.batch([(red, "what?"), ([red, blue], "compare"), (None, "who are you?")], max_new_tokens=3)
+    assert [item.question for item in items] == ["what?", "compare", "who are you?"]
+    assert [len(item.images) for item in items] == [1, 2, 0]
+    with pytest.raises(PromptError, match="Item 1"):
+        vl.batch([(red, "what?"), red])
+
+
+def test_one_bad_picture_does_not_stop_the_others(vl: QwenVL, red: Image.Image, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    items = vl.batch(["missing.png", red], "what?", out=out, max_new_tokens=3)
+    assert items[0].answer is None and items[0].error and "missing.png" in items[0].error
+    assert items[1].answer is not None and items[1].answer.draw().size == red.size
+    assert [("error" in line, line["index"]) for line in lines_of(out)] == [(True, 0), (False, 1)]
+
+
+def test_a_second_run_asks_only_the_rest(vl: QwenVL, red: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = []
+    for index in range(4):
+        paths.append(tmp_path / f"{index}.png")
+        red.rotate(90 * index).save(paths[-1])
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    expected = vl.batch(paths, "what?", out=whole, max_new_tokens=4)
+
+    lines = whole.read_text(encoding="utf-8").splitlines(keepends=True)
+    out.write_text("".join(lines[:2]) + lines[2][:20], encoding="utf-8")  # killed while it wrote the third
+    asked: list[object] = []
+    ask = vl.ask
+    monkeypatch.setattr(vl, "ask", lambda images, *rest, **more: asked.append(images) or ask(images, *rest, **more))
+    resumed = vl.batch(paths, "what?", out=out, max_new_tokens=4)
+    assert asked == [[paths[2]], [paths[3]]]
+    assert out.read_bytes() == whole.read_bytes()
+    assert [item.to_dict() for item in resumed] == [item.to_dict() for item in expected]
+
+
+def test_what_failed_is_tried_again(vl: QwenVL, red: Image.Image, tmp_path: Path) -> None:
+    late, out = tmp_path / "late.png", tmp_path / "out.jsonl"
+    assert vl.batch([late, red], "what?", out=out, max_new_tokens=3)[0].error
+    red.save(late)
+    assert vl.batch([late, red], "what?", out=out, max_new_tokens=3)[0].answer
+    assert sorted(line["index"] for line in lines_of(out)) == [0, 1]  # type: ignore[type-var]
+    assert not any("error" in line for line in lines_of(out))
+
+
+@pytest.mark.parametrize(
+    "content", ["some notes\n", '{"index": 0}\n', '{"index": 0, "model": "x", "images": ["other.png"], "question": "what?"}\n', "half"]
+)
+def test_another_file_is_refused_and_left_alone(vl: QwenVL, red: Image.Image, tmp_path: Path, content: str) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text(content)
+    with pytest.raises(ConfigError, match="another"):
+        vl.batch([red], "what?", out=out)
+    assert out.read_text() == content
+
+
+def test_the_file_must_be_writable(vl: QwenVL, red: Image.Image, tmp_path: Path) -> None:
+    for out in (tmp_path, tmp_path / "none" / "out.jsonl"):
+        with pytest.raises(ConfigError, match="file|folder"):
+            vl.batch([red], "what?", out=out)
+
+
+def test_settings_are_checked_before_anything_is_asked(vl: QwenVL, red: Image.Image, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="max_new_token"):
+        vl.batch([red], "what?", out=tmp_path / "out.jsonl", max_new_token=3)
+    assert not (tmp_path / "out.jsonl").exists()

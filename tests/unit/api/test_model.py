@@ -1,0 +1,201 @@
+"""`QwenVL` and `ChatSession` on a tiny model: whole = streamed = the model's own chat; pictures, windows, errors."""
+
+import logging
+import threading
+from unittest import mock
+
+import pytest
+import torch
+from PIL import Image
+
+from qwen_vl.api import QwenVL
+from qwen_vl.api.pictures import list_sources
+from qwen_vl.api.streaming import TextPieces
+from qwen_vl.errors import CapacityError, ConfigError, ImageError, PromptError
+from qwen_vl.processing.images import to_pixel_values
+from tests.tiny import IMAGE_SIZE, IMAGE_SLOTS
+
+
+def test_two_turns_equal_the_models_own_chat(vl: QwenVL, red: Image.Image) -> None:
+    chat = vl.chat()
+    answers = [chat.send("what is this?", red).text, chat.send("框出图中的狗").text]
+    pixel_values = to_pixel_values([red], IMAGE_SIZE)
+    query = "Picture 1: <img>anything.png</img>\nwhat is this?"
+    first, history = vl.model.chat(vl.tokenizer, query, history=None, pixel_values=pixel_values)
+    second, _ = vl.model.chat(vl.tokenizer, "框出图中的狗", history=history, pixel_values=pixel_values)
+    assert answers == [first, second]
+    assert chat.history == [("what is this?", first), ("框出图中的狗", second)]
+
+
+def test_streamed_is_the_whole(vl: QwenVL, red: Image.Image) -> None:
+    whole = vl.ask(red, "what is this?", max_new_tokens=30)
+    stream = vl.stream(red, "what is this?", max_new_tokens=30)
+    pieces = list(stream)
+    assert "".join(pieces) == whole.text == stream.answer.text
+    assert len(pieces) > 3
+    assert stream.answer.usage == whole.usage and stream.answer.finish_reason == whole.finish_reason == "length"
+
+
+def test_sampling_repeats_with_a_seed_and_leaves_the_callers_randomness_alone(vl: QwenVL, red: Image.Image) -> None:
+    settings = {"temperature": 2.0, "max_new_tokens": 12}
+    before = torch.get_rng_state()
+    texts = [vl.ask(red, "what?", seed=seed, **settings).text for seed in (3, 3, 4)]
+    assert texts[0] == texts[1] != texts[2]
+    assert "".join(vl.stream(red, "what?", seed=3, **settings)) == texts[0]
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_picture_matters_and_is_read_as_any_source(vl: QwenVL, red: Image.Image, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("pictures") / "red.png"
+    red.save(path)
+    by_object = vl.ask(red, "what?")
+    assert vl.ask(str(path), "what?").text == vl.ask(path.read_bytes(), "what?").text == vl.ask([path], "what?").text == by_object.text
+    noise = Image.effect_noise((64, 64), 90).convert("RGB")
+    assert not torch.equal(features(vl, noise), features(vl, red))
+
+
+def features(vl: QwenVL, image: Image.Image) -> torch.Tensor:
+    return vl.model.get_image_features(to_pixel_values([image], IMAGE_SIZE)).detach()
+
+
+def test_usage_counts_a_picture_as_its_slots_and_two_tags(vl: QwenVL, red: Image.Image) -> None:
+    announcement = len(vl.tokenizer.encode("Picture 1: ")) + len(vl.tokenizer.encode("\n"))
+    without, with_one = vl.ask(None, "what?"), vl.ask(red, "what?")
+    assert with_one.usage.prompt_tokens - without.usage.prompt_tokens == IMAGE_SLOTS + 2 + announcement
+    assert with_one.usage.completion_tokens == 12  # the checkpoint's max_new_tokens
+    assert (with_one.pictures, without.pictures) == ((red,), ())
+
+
+def test_pictures_are_numbered_through_the_dialogue_and_encoded_once(vl: QwenVL, red: Image.Image, blue: Image.Image) -> None:
+    chat = vl.chat()
+    with mock.patch.object(vl.model, "get_image_features", wraps=vl.model.get_image_features) as encode:
+        chat.send("what?", red)
+        chat.send("and now?")
+        chat.send("compare", [blue, red])
+    assert [len(call.args[0]) for call in encode.call_args_list] == [1, 2]
+    assert [turn.question.picture_numbers for turn in chat.turns] == [(1,), (), (2, 3)]
+    assert chat.last_answer is not None and len(chat.last_answer.pictures) == 3
+
+
+def test_a_failed_turn_leaves_no_trace(vl: QwenVL, red: Image.Image) -> None:
+    chat = vl.chat()
+    chat.send("what?", red)
+    with pytest.raises(ImageError):
+        chat.send("and?", ["missing.png"])
+    with pytest.raises(ConfigError):
+        chat.send("and?", red, temperature=-1)
+    with chat.stream("and?", red) as pieces:
+        next(pieces)
+    assert len(chat.turns) == len(chat.pictures) == 1
+    with pytest.raises(RuntimeError, match="closed"):
+        _ = pieces.answer
+
+
+def test_leaving_a_stream_stops_the_generation(vl: QwenVL, red: Image.Image) -> None:
+    num_threads = threading.active_count()
+    with vl.stream(red, "what?", max_new_tokens=500) as pieces:
+        next(pieces)
+    assert threading.active_count() == num_threads
+
+
+def test_old_turns_fall_out_of_the_window_with_their_pictures(
+    vl: QwenVL, red: Image.Image, blue: Image.Image, caplog: pytest.LogCaptureFixture
+) -> None:
+    chat = vl.chat()
+    with caplog.at_level(logging.WARNING, logger="qwen_vl"):
+        chat.send("what?", red)
+        for _ in range(5):
+            chat.send("what about this one then?", blue)
+    assert chat.num_dropped_turns > 0
+    assert "no longer read" in caplog.text
+    pixel_values = to_pixel_values([blue] * (5 - (chat.num_dropped_turns - 1)), IMAGE_SIZE)
+    kept = chat.turns[chat.num_dropped_turns : -1]
+    history = [(turn.question.content, turn.answer.text) for turn in kept]
+    expected, _ = vl.model.chat(vl.tokenizer, chat.turns[-1].question.content, history=history, pixel_values=pixel_values)
+    assert chat.turns[-1].answer.text == expected
+
+
+def test_clear_forgets(vl: QwenVL, red: Image.Image) -> None:
+    chat = vl.chat()
+    first = chat.send("what?", red)
+    chat.clear()
+    assert (chat.turns, chat.pictures, chat.last_answer) == ([], [], None)
+    assert chat.send("what?", red).text == first.text
+
+
+def test_context_overflow_says_how_much_fits(vl: QwenVL, red: Image.Image) -> None:
+    with pytest.raises(CapacityError, match="1024"):
+        vl.ask(red, "dog " * 2000)
+    with pytest.raises(CapacityError, match="At most"):
+        vl.ask(red, "what?", max_new_tokens=1000)
+    room = 1024 - vl.ask(red, "what?").usage.prompt_tokens
+    with pytest.raises(CapacityError, match=str(room)):
+        vl.ask(red, "what?", max_new_tokens=room + 1)
+
+
+def test_the_default_length_shrinks_to_what_fits(vl: QwenVL) -> None:
+    question = "x" * 50
+    per_letter = (
+        vl.ask(None, question * 2, max_new_tokens=1).usage.prompt_tokens - vl.ask(None, question, max_new_tokens=1).usage.prompt_tokens
+    ) / 50
+    base = vl.ask(None, question, max_new_tokens=1).usage.prompt_tokens - 50 * per_letter
+    answer = vl.ask(None, "x" * int((1020 - base) / per_letter))
+    assert answer.usage.prompt_tokens + answer.usage.completion_tokens <= 1024
+    assert answer.finish_reason == "length"
+
+
+def test_beams_answer_but_do_not_stream(vl: QwenVL, red: Image.Image) -> None:
+    assert vl.ask(red, "what?", num_beams=2, max_new_tokens=4).usage.completion_tokens == 4
+    with pytest.raises(ConfigError, match="num_beams"):
+        vl.stream(red, "what?", num_beams=2)
+
+
+def test_base_checkpoints_are_asked_in_their_own_words(base_vl: QwenVL, red: Image.Image) -> None:
+    tokenizer = base_vl.tokenizer
+    with mock.patch.object(base_vl.writer.model, "generate", wraps=base_vl.model.generate) as generate:
+        base_vl.ask(red, "what is it?")
+        base_vl.caption(red, grounded=True)
+        grounded = base_vl.ground(red, " the dog ")
+    prompts = [tokenizer.decode(call.args[0][0]) for call in generate.call_args_list]
+    assert prompts == [
+        "<img>picture-1</img>what is it? Answer:",
+        "<img>picture-1</img>Generate the caption in English with grounding:",
+        "<img>picture-1</img><ref>the dog</ref>",
+    ]
+    assert grounded.text.startswith("<ref>the dog</ref>")
+    assert "".join(base_vl.stream(red, "what is it?")) == base_vl.ask(red, "what is it?").text
+    with pytest.raises(ConfigError, match="base checkpoint"):
+        base_vl.chat()
+
+
+@pytest.mark.parametrize("phrase", ["", "  ", "<ref>dog</ref>", None])
+def test_a_phrase_must_be_words(vl: QwenVL, red: Image.Image, phrase: str) -> None:
+    with pytest.raises(PromptError, match="phrase"):
+        vl.ground(red, phrase)
+
+
+def test_only_lists_and_tuples_are_several_pictures(red: Image.Image) -> None:
+    assert list_sources(None) == []
+    assert list_sources(b"bytes") == [b"bytes"]
+    assert list_sources("a.png") == ["a.png"]
+    assert list_sources((red, "b.png")) == [red, "b.png"]
+
+
+def test_pieces_are_whole_characters_and_whole_tags(vl: QwenVL) -> None:
+    tokenizer = vl.tokenizer
+    text = "  框出🤖<ref> 狗</ref><box>(1,22),(333,4)</box>é end  \n"
+    pieces = TextPieces(tokenizer)
+    streamed = [*map(pieces.feed, tokenizer.encode(text)), pieces.finish()]
+    assert "".join(streamed) == text.strip()
+    assert not any("\ufffd" in piece for piece in streamed)
+    assert all(piece.count("<") == piece.count(">") for piece in streamed)
+
+
+def test_pieces_of_any_ids_are_the_decoded_whole(vl: QwenVL) -> None:
+    tokenizer = vl.tokenizer
+    generator = torch.Generator().manual_seed(5)
+    for length in range(1, 60):
+        ids = torch.randint(0, vl.model.config.vocab_size, (length,), generator=generator).tolist()
+        ids += [tokenizer.img_start_id] if length % 7 == 0 else []
+        pieces = TextPieces(tokenizer)
+        assert "".join([*map(pieces.feed, ids), pieces.finish()]) == tokenizer.decode(ids).strip()
