@@ -23,6 +23,17 @@ HANDLE_PREFIX = "picture:"  # spans of pictures that were passed as objects name
 _BLANKS = re.compile(r"\s+")
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
 _BASE64 = re.compile(r"[A-Za-z0-9+/=\s]{32,}")
+_BASE64_MAGIC = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD", "Qk")  # JPEG, PNG, WebP, GIF, BMP
+
+
+def names_file(text: str) -> bool:
+    """Tell whether the text is a path or an address, and not the picture itself in base64."""
+    return text.lstrip()[:5].lower() != "data:" and not _is_base64(text)
+
+
+def _is_base64(text: str) -> bool:
+    """Tell whether the text looks like the base64 of a picture, which paths, having an extension, do not."""
+    return text.lstrip().startswith(_BASE64_MAGIC) and _BASE64.fullmatch(text) is not None
 
 
 def describe(source: object) -> str:
@@ -60,13 +71,15 @@ def read_source(
 
 def _read_text(text: str, allow_urls: bool, image_root: str | os.PathLike[str] | None, max_bytes: int, fetch_policy: FetchPolicy | None) -> bytes:
     """Read from a text: data URI, address, base64 or path."""
+    if not text.strip():
+        raise ImageError("The picture's path is empty. Write it between <img> and </img>, or pass the picture.")
     if text.lstrip()[:5].lower() == "data:":
         return _read_data_uri(text.strip(), max_bytes)
     if text.startswith(HANDLE_PREFIX):
         raise ImageError(f"{text[:60]!r} stands for a picture that was passed as an object; it names no file. Pass the picture again.")
     scheme = _SCHEME.match(text)
     if scheme is None:
-        content = _read_base64(text, max_bytes) if _BASE64.fullmatch(text) else None
+        content = _read_base64(text, max_bytes) if _is_base64(text) else None
         return content if content is not None else _read_path(text, image_root, max_bytes)
     if scheme[1].lower() in ("http", "https"):
         if not allow_urls:

@@ -7,7 +7,7 @@ Pictures are not opened here. Vocabularies of any size work: special tokens foll
     tokenizer("Picture 1: <img>dog.jpg</img>\\nWhat is it?", return_tensors="pt")
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,12 +15,14 @@ from transformers import AddedToken, PreTrainedTokenizer
 
 from qwen_vl.errors import CheckpointError, PromptError
 from qwen_vl.grounding.tags import IMG_END, IMG_START
+from qwen_vl.processing.annotate import AnnotatedPicture, draw_on_latest_picture, find_boxes_with_refs, find_latest_picture
 from qwen_vl.processing.spans import SpanLayout
 from qwen_vl.processing.vocabulary import MAX_TEXT_CHARS, BytePairEncoder, read_ranks, write_ranks
 from qwen_vl.prompt import special_tokens as names
-from qwen_vl.prompt.chatml import DEFAULT_MAX_WINDOW_SIZE, DEFAULT_SYSTEM, ChatTokens, Turn, build_chat
+from qwen_vl.prompt.chatml import DEFAULT_MAX_WINDOW_SIZE, DEFAULT_SYSTEM, ChatTokens, ChatWriter, Turn, build_chat
+from qwen_vl.prompt.content import Content, PicturePath, Text, split_pictures
 from qwen_vl.prompt.list_format import from_list_format, to_list_format
-from qwen_vl.prompt.normalize import PicturePath, Text, normalize, split_pictures
+from qwen_vl.prompt.normalize import normalize
 
 DEFAULT_IMAGE_SLOTS = 256
 Token = bytes | str
@@ -50,6 +52,8 @@ class QWenTokenizer(PreTrainedTokenizer):
         self.image_slots = image_slots
         self.byte_pairs = BytePairEncoder(read_ranks(vocab_file))
         self._name_special_tokens(self.byte_pairs.special)
+        for key in ("auto_map", "is_local", "local_files_only"):  # of the folder that it was loaded from; not to be saved with it
+            kwargs.pop(key, None)
         kwargs["token_type_ids_pattern"] = "all_zeros"
         super().__init__(errors=errors, image_slots=image_slots, **kwargs)
 
@@ -155,10 +159,13 @@ class QWenTokenizer(PreTrainedTokenizer):
             raise PromptError(f"The text has {len(text)} characters; at most {MAX_TEXT_CHARS} are read. Shorten it.")
         allowed = set(self.special_tokens) if allowed_special == "all" else set(allowed_special)
         self._refuse(text, set(self.special_tokens) - allowed if disallowed_special == "all" else set(disallowed_special))
-        with_pictures = {IMG_START, IMG_END} <= allowed
-        pieces = split_pictures(text) if with_pictures else [Text(text)]
+        content = split_pictures(text) if {IMG_START, IMG_END} <= allowed else Content((Text(text),))
+        return self._encode_content(content, allowed)
+
+    def _encode_content(self, content: Content, allowed: set[str]) -> list[int]:
+        """Return the ids of texts and pictures."""
         ids: list[int] = []
-        for piece in pieces:
+        for piece in content.pieces:
             if isinstance(piece, PicturePath):
                 ids += self._encode_picture(piece.value, allowed)
             else:
@@ -231,7 +238,7 @@ class QWenTokenizer(PreTrainedTokenizer):
 
     def build_chat_context(
         self,
-        query: str,
+        query: str | Content,
         history: Iterable[Turn] | None = None,
         system: str = DEFAULT_SYSTEM,
         max_window_size: int = DEFAULT_MAX_WINDOW_SIZE,
@@ -241,14 +248,19 @@ class QWenTokenizer(PreTrainedTokenizer):
         Queries may name pictures; system text and replies may not, so that nothing that a model wrote is ever opened.
         Raises: PromptError for unclosed `<img>` in a query and for turns of the wrong shape.
         """
-        tokens = ChatTokens(self.im_start_id, self.im_end_id)
-        encode = self._encoder_for(names.IMAGE_FAMILY)
-        plain = self._encoder_for(names.GROUNDING_TOKENS)
-        return build_chat(encode, query, history, system, max_window_size, special=tokens, encode_plain=plain)
+        writer = self.chat_writer()
+        return build_chat(writer.encode, query, history, system, max_window_size, special=writer.special, encode_plain=writer.encode_plain)
 
-    def _encoder_for(self, allowed: Collection[str]) -> Callable[[str], list[int]]:
-        """Return an encoder that honours only these special tokens."""
-        return lambda text: self._encode(text, allowed)
+    def chat_writer(self) -> ChatWriter:
+        """Return a writer of conversations in this vocabulary."""
+        tokens = ChatTokens(self.im_start_id, self.im_end_id)
+        return ChatWriter(self._encode_query, tokens, lambda text: self._encode(str(text), names.GROUNDING_TOKENS))
+
+    def _encode_query(self, query: str | Content) -> list[int]:
+        """Encode what the user said; in a `Content`, pictures are named by its pieces only."""
+        if isinstance(query, str):
+            return self._encode(query, names.IMAGE_FAMILY)
+        return self._encode_content(query, set(names.GROUNDING_TOKENS))
 
     def from_list_format(self, elements: Sequence[Mapping[str, Any]], space_after_picture: bool = False) -> str:
         """Write a prompt from its elements (see prompt.list_format)."""
@@ -257,6 +269,18 @@ class QWenTokenizer(PreTrainedTokenizer):
     def to_list_format(self, text: str) -> list[dict[str, str]]:
         """Split a text into its elements (see prompt.list_format)."""
         return to_list_format(text)
+
+    def draw_bbox_on_latest_picture(self, response: str, history: Sequence[Turn] | None = None) -> AnnotatedPicture | None:
+        """Draw the response's boxes on the latest picture of the conversation; None if there is none of either."""
+        return draw_on_latest_picture(response, history)
+
+    def _fetch_latest_picture(self, response: str, history: Sequence[Turn] | None = None) -> str | None:
+        """Return the path of the latest picture; scripts call this."""
+        return find_latest_picture(response, history)
+
+    def _fetch_all_box_with_ref(self, text: str) -> list[dict[str, Any]]:
+        """Return the boxes of a text with their references; scripts call this."""
+        return find_boxes_with_refs(text)
 
 
 def _find(ids: Sequence[int], token: int, position: int) -> int:

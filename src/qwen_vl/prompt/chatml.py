@@ -8,15 +8,18 @@ the format's own tokens. The format is code and not a template, for the same rea
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from qwen_vl.errors import PromptError
+from qwen_vl.prompt.content import Content
 from qwen_vl.prompt.special_tokens import IM_END, IM_START
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 DEFAULT_MAX_WINDOW_SIZE = 6144  # tokens
 
-Encode = Callable[[str], list[int]]
-Turn = Sequence[str | None]  # (query, reply); the reply of a turn that was cut off is None
+Said = str | Content
+Encode = Callable[[Any], list[int]]
+Turn = Sequence[Said | None]  # (query, reply); the reply of a turn that was cut off is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +45,9 @@ class ChatWriter:
     """Writes the pieces of a conversation.
 
     Args:
-        encode: turns what the user typed into ids, honouring the nine image-family tokens only.
-        encode_plain: the same for texts that the user did not type (system, replies), where pictures must not be named;
-            `encode` when left out.
+        encode: turns what the user said (text, and Content where that is used) into ids, honouring the image-family tokens only.
+        special: ids of the format's own tokens.
+        encode_plain: the same for what the user did not say (system, replies), where pictures cannot be named; `encode` when left out.
     """
 
     def __init__(self, encode: Encode, special: ChatTokens, encode_plain: Encode | None = None) -> None:
@@ -53,7 +56,7 @@ class ChatWriter:
         self.special = special
         self.newline = Segment("\n", encode("\n"))
 
-    def message(self, role: str, content: str) -> Segment:
+    def message(self, role: str, content: Said) -> Segment:
         """Write one closed message."""
         encode = self.encode if role == "user" else self.encode_plain
         body = Segment(f"{role}\n{content}", self.encode(role) + self.newline.ids + encode(content))
@@ -65,19 +68,21 @@ class ChatWriter:
         segment = self.newline + self.message("user", query) + self.newline
         return segment if reply is None else segment + self.message("assistant", reply)
 
-    def opening(self, query: str) -> Segment:
-        """Write the current query and the beginning of the reply to it."""
-        reply = Segment(f"{IM_START}assistant\n", [self.special.im_start, *self.encode("assistant"), *self.newline.ids])
-        return self.newline + self.message("user", query) + self.newline + reply
+    def query(self, query: Said) -> Segment:
+        """Write the current query."""
+        return self.newline + self.message("user", query)
+
+    def opening(self) -> Segment:
+        """Write the beginning of the reply."""
+        return self.newline + Segment(f"{IM_START}assistant\n", [self.special.im_start, *self.encode("assistant"), *self.newline.ids])
 
 
-def chat_segments(writer: ChatWriter, query: str, history: Iterable[Turn], system: str, max_window_size: int) -> list[Segment]:
-    """Return the system block, the newest turns that fit the window, and the opening of the reply, in order.
+def keep_in_window(writer: ChatWriter, history: Iterable[Turn], system: Said, max_window_size: int) -> list[Segment]:
+    """Return the system block and the newest turns that fit the window, in order.
 
-    Turns are taken newest first, until one does not fit; the current query is neither counted nor shortened (FACTS 6.2).
+    Turns are taken newest first, until one does not fit; the current query is not counted (FACTS 6.2).
     """
-    check_text("query", query)
-    block = writer.message("system", check_text("system", system))
+    block = writer.message("system", check_said("system text", system))
     kept: list[Segment] = []
     size = len(block.ids)
     for turn in reversed(list(history)):
@@ -86,14 +91,14 @@ def chat_segments(writer: ChatWriter, query: str, history: Iterable[Turn], syste
         if size >= max_window_size:
             break
         kept.append(segment)
-    return [block, *reversed(kept), writer.opening(query)]
+    return [block, *reversed(kept)]
 
 
 def build_chat(
     encode: Encode,
-    query: str,
+    query: Said,
     history: Iterable[Turn] | None = None,
-    system: str = DEFAULT_SYSTEM,
+    system: Said = DEFAULT_SYSTEM,
     max_window_size: int = DEFAULT_MAX_WINDOW_SIZE,
     *,
     special: ChatTokens,
@@ -104,20 +109,27 @@ def build_chat(
     Raises: PromptError for a query, system text or turn of the wrong type.
     Source: FACTS 6.1 and 6.2.
     """
-    segments = chat_segments(ChatWriter(encode, special, encode_plain), query, history or (), system, max_window_size)
-    return "".join(segment.text for segment in segments), [token for segment in segments for token in segment.ids]
+    writer = ChatWriter(encode, special, encode_plain)
+    current = writer.query(check_said("query", query)) + writer.opening()
+    return join([*keep_in_window(writer, history or (), system, max_window_size), current])
 
 
-def check_text(name: str, value: object) -> str:
-    """Return the value if it is text. Raises: PromptError naming what it is otherwise."""
-    if not isinstance(value, str):
+def join(segments: Iterable[Segment]) -> tuple[str, list[int]]:
+    """Return the segments' text and ids, one after the other."""
+    listed = list(segments)
+    return "".join(segment.text for segment in listed), [token for segment in listed for token in segment.ids]
+
+
+def check_said(name: str, value: object) -> Said:
+    """Return the value if it is text or content. Raises: PromptError naming what it is otherwise."""
+    if not isinstance(value, str | Content):
         raise PromptError(f"The {name} must be text, not {type(value).__name__}.")
     return value
 
 
-def check_turn(turn: object) -> tuple[str, str | None]:
+def check_turn(turn: object) -> tuple[Said, Said | None]:
     """Return a turn of the history as (query, reply). Raises: PromptError for anything but a pair."""
     if isinstance(turn, str) or not isinstance(turn, Sequence) or len(turn) != 2:
         raise PromptError(f"A turn of the history must be a pair (query, reply), not {type(turn).__name__} {str(turn)[:80]!r}.")
     query, reply = turn
-    return check_text("query of a past turn", query), None if reply is None else check_text("reply of a past turn", reply)
+    return check_said("query of a past turn", query), None if reply is None else check_said("reply of a past turn", reply)

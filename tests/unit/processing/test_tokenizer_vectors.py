@@ -27,7 +27,7 @@ def test_what_the_release_refuses_to_encode_is_refused_by_name(tokenizer: QWenTo
     rows = [row for row in vectors["encode"] if "encode_error" in row]
     assert len(rows) == 32
     for row in rows:
-        with pytest.raises(PromptError, match="Unclosed image token" if row["encode_error"] == "ValueError" else "holds the special token"):
+        with pytest.raises(PromptError, match="Unclosed image token" if row["encode_error"] == "ValueError" else "Unclosed|holds the special token"):
             tokenizer.encode(row["text"])
 
 

@@ -1,0 +1,69 @@
+"""The image processor in transformers' form, on Pillow alone.
+
+QWenImageProcessor(image_size=448)(["dog.jpg"]).pixel_values  # [1, 3, 448, 448]
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from transformers import BaseImageProcessor, BatchFeature
+from transformers.processing_utils import ImagesKwargs
+
+from qwen_vl.errors import ConfigError
+from qwen_vl.processing.images import IMAGE_MEAN, IMAGE_STD, ImageSource, load_image, to_pixel_values
+
+DEFAULT_IMAGE_SIZE = 448  # pixels per side
+_FIXED = {"image_mean": list(IMAGE_MEAN), "image_std": list(IMAGE_STD), "resample": 3, "do_convert_rgb": True}
+
+
+class QWenImageKwargs(ImagesKwargs, total=False):
+    """Settings of the image processor beyond transformers' own."""
+
+    image_size: int
+
+
+class QWenImageProcessor(BaseImageProcessor):
+    """Turns pictures of any source into pixel values.
+
+    Args:
+        image_size: pixels per side of the squares.
+        settings: what else a saved file holds; normalisation is part of the architecture and cannot be changed.
+    Raises: ConfigError for an impossible size or another normalisation.
+    """
+
+    model_input_names = ["pixel_values"]
+    valid_kwargs = QWenImageKwargs
+
+    def __init__(self, image_size: int = DEFAULT_IMAGE_SIZE, **settings: Any) -> None:
+        super().__init__()
+        if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
+            raise ConfigError(f"image_size={image_size!r} must be a whole number of pixels, at least 1.")
+        for key, value in _FIXED.items():
+            found = settings.get(key, value)
+            if (list(found) if isinstance(found, tuple) else found) != value:
+                raise ConfigError(f"{key}={found!r} does not fit this architecture, which has {value!r}. Remove the setting.")
+        self.image_size = image_size
+
+    def preprocess(self, images: Any, return_tensors: str | None = "pt", **kwargs: Any) -> BatchFeature:
+        """Load and preprocess one picture, or any nesting of lists of them.
+
+        Args:
+            images: pictures as load_image takes them.
+            return_tensors: "pt" or "np".
+        Returns: pixel_values [num_images, 3, image_size, image_size].
+        """
+        pictures = [load_image(source) for source in flatten(images)]
+        return BatchFeature({"pixel_values": to_pixel_values(pictures, self.image_size)}, tensor_type=return_tensors)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings that are saved."""
+        return {"image_processor_type": type(self).__name__, "image_size": self.image_size, **_FIXED}
+
+
+def flatten(images: Any) -> Iterable[ImageSource]:
+    """Yield the pictures in nested lists, in order; anything but a list or tuple is one picture."""
+    if isinstance(images, list | tuple):
+        for image in images:
+            yield from flatten(image)
+    else:
+        yield images
