@@ -47,14 +47,15 @@ def _which_more(first: Scene, second: Scene, language: Language, dice: Dice) -> 
 
 
 def _both_have(first: Scene, second: Scene, language: Language, dice: Dice) -> Turn | None:
-    """Ask whether both have a kind, or are in one place; half of the answers are yes, where the pictures allow that."""
+    """Ask whether both have a kind or are in one place; seldom where only "no" is true, so that yes and no are about as frequent."""
     shared, either = _kinds(first) & _kinds(second), _kinds(first) | _kinds(second)
     same_place = first.background == second.background
-    if dice.chance(0.5):
-        if shared:
-            return _ask_both(dice.pick(sorted(shared)), True, language, dice)
-        if same_place:
+    if not (shared or same_place) and dice.chance(0.6):
+        return None
+    if (shared or same_place) and dice.chance(0.75):
+        if same_place and not (shared and dice.chance(0.5)):
             return _ask_both_place(first.background, True, language)
+        return _ask_both(dice.pick(sorted(shared)), True, language, dice)
     if dice.chance(0.5) and not same_place:
         return _ask_both_place(dice.pick((first, second)).background, False, language)
     options = sorted(either - shared) or sorted({kind.name for kind in KINDS} - either)

@@ -43,7 +43,7 @@ _LESSON: tuple[tuple[Callable[[Scene, Language, Dice], Task | None], int], ...] 
 
 
 def make_tasks(scene: Scene, round: int = 0) -> list[Task]:
-    """Make the tasks of a scene, both languages mixed; no question is asked twice within a round.
+    """Make the tasks of a scene, both languages mixed; no single question is asked twice within a round.
 
     Raises: ConfigError for a negative round.
     """
@@ -60,10 +60,16 @@ def make_tasks(scene: Scene, round: int = 0) -> list[Task]:
 
 
 def _repeats(task: Task, earlier: list[Task]) -> bool:
-    """Tell whether a single-turn task asks for what was asked before, be it in other words."""
+    """Tell whether a single-turn task asks what was asked before; for the boxes of a phrase also in other words."""
+    if len(task.turns) > 1:
+        return False
     if task.phrase:
         return any(task.phrase == other.phrase for other in earlier)
-    return any(len(other.turns) == 1 and task.turns[0].question == other.turns[0].question for other in earlier)
+    return any(len(other.turns) == 1 and _bare(task) == _bare(other) for other in earlier)
+
+
+def _bare(task: Task) -> str:
+    return task.turns[0].question.rstrip(".?。？")
 
 
 def _reworded(task: Task, dice: Dice) -> Task:
