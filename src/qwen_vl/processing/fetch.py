@@ -102,19 +102,12 @@ def _request(address: Address, policy: FetchPolicy, deadline: float) -> tuple[by
     """Send one request; return (content, None) or (nothing, where it redirects to)."""
     try:
         with _connect(address, policy, deadline) as connection:
-            headers = {
-                "Host": address.host_header,
-                "User-Agent": "qwen-vl",
-                "Accept": "image/*",
-                "Accept-Encoding": "identity",
-                "Connection": "close",
-            }
-            connection.request("GET", address.target, headers=headers)
-            response = connection.getresponse()
-            location = response.getheader("Location")
-            if response.status in REDIRECTS and location:
-                return b"", location
-            return _read(response, address, policy), None
+            connection.request("GET", address.target, headers={"Host": address.host_header, **HEADERS})
+            with connection.getresponse() as response:
+                location = response.getheader("Location")
+                if response.status in REDIRECTS and location:
+                    return b"", location
+                return _read(response, address, policy, deadline), None
     except (OSError, http.client.HTTPException, ValueError) as error:
         if isinstance(error, ImageError):
             raise
@@ -186,23 +179,22 @@ def _is_global(ip: str) -> bool:
     return parsed.is_global and not parsed.is_multicast and (mapped is None or mapped.is_global)
 
 
-def _read(response: http.client.HTTPResponse, address: Address, policy: FetchPolicy) -> bytes:
+def _read(response: http.client.HTTPResponse, address: Address, policy: FetchPolicy, deadline: float) -> bytes:
     """Read the body, counting as it comes. Raises: ImageError for an error status, compression, or too many bytes."""
     if response.status != 200:
         raise ImageError(f"{address.url[:100]!r} answered with status {response.status}. Check the address.")
     if response.getheader("Content-Encoding", "identity").lower() != "identity":
         raise ImageError(f"{address.url[:100]!r} answered with compressed bytes, which was not asked for. Download the picture yourself.")
-    chunks: list[bytes] = []
-    left = policy.max_bytes - int(response.getheader("Content-Length") or 0)
+    announced = int(response.getheader("Content-Length") or -1)
     too_large = ImageError(f"{address.url[:100]!r} is larger than {policy.max_bytes} bytes. Download and shrink the picture.")
-    if left < 0:
+    if announced > policy.max_bytes:
         raise too_large
-    left = policy.max_bytes
+    content = bytearray()
     while chunk := response.read1(CHUNK_BYTES):
-        left -= len(chunk)
-        if left < 0:
+        content += chunk
+        if len(content) > policy.max_bytes:
             raise too_large
-        chunks.append(chunk)
-    if response.length:  # bytes that were announced and never came
-        raise http.client.IncompleteRead(b"", response.length)
-    return b"".join(chunks)
+    # A connection that was cut looks like one that ended.
+    if time.monotonic() >= deadline or announced >= 0 and len(content) != announced:
+        raise OSError("the body is not whole")
+    return bytes(content)
