@@ -69,7 +69,11 @@ class QWenTokenizer(PreTrainedTokenizer):
                 setattr(self, f"{kind}_{edge}_tag", tag)
                 setattr(self, f"{kind}_{edge}_id", ids[tag])
         self.IMAGE_ST = names.IMAGE_FAMILY
-        self.span_layout = SpanLayout(self.img_start_id, self.img_end_id, self.img_pad_id, self.image_slots)
+
+    @property
+    def span_layout(self) -> SpanLayout:
+        """How pictures lie in the ids."""
+        return SpanLayout(self.img_start_id, self.img_end_id, self.img_pad_id, self.image_slots)
 
     # Vocabulary
 

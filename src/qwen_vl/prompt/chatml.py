@@ -6,7 +6,7 @@ the format's own tokens. The format is code and not a template, for the same rea
     raw_text, ids = build_chat(encode, "And the dog?", [("What is it?", "A beach.")], special=ChatTokens(151644, 151645))
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,8 @@ def keep_in_window(writer: ChatWriter, history: Iterable[Turn], system: Said, ma
     Turns are taken newest first, until one does not fit; the current query is not counted (FACTS 6.2).
     """
     block = writer.message("system", check_said("system text", system))
+    if isinstance(history, str | Mapping) or not isinstance(history, Iterable):
+        raise PromptError(f"The history must be a list of pairs (query, reply), not {type(history).__name__}.")
     kept: list[Segment] = []
     size = len(block.ids)
     for turn in reversed(list(history)):

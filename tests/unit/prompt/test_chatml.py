@@ -60,6 +60,12 @@ def test_turns_of_the_wrong_shape_are_refused(turn: object) -> None:
         build_chat(encode, "q", [turn], special=SPECIAL)  # type: ignore[list-item]
 
 
+@pytest.mark.parametrize("history", ["abc", 5, {"q": "a"}])
+def test_a_history_that_is_no_list_is_refused(history: object) -> None:
+    with pytest.raises(PromptError, match="history must be a list of pairs"):
+        build_chat(encode, "q", history, special=SPECIAL)  # type: ignore[arg-type]
+
+
 def test_texts_of_the_wrong_type_are_refused() -> None:
     with pytest.raises(PromptError, match="query must be text, not NoneType"):
         build_chat(encode, None, special=SPECIAL)  # type: ignore[arg-type]
