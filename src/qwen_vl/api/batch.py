@@ -162,7 +162,7 @@ def read_result(line: str, waiting: Sequence[BatchItem]) -> BatchItem | None:
     """Return the item that a line answers, or None if it is not one of these items."""
     try:
         record = json.loads(line)
-        item = waiting[record["index"]]
+        item: BatchItem = waiting[record["index"]]
         if record["index"] < 0 or any(record[name] != value for name, value in item.key.items()):
             return None
         if "error" in record:

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ class Writer:
         pieces, new_ids, texts = TextPieces(self.tokenizer), list[int](), [prompt.prefix]
         if prompt.prefix:
             yield prompt.prefix
-        tokens = self.model.stream_tokens(input_ids, **arguments)
+        tokens = cast(Generator[int, None, None], self.model.stream_tokens(input_ids, **arguments))
         with _seeded(sampling.seed, self.model.device), _memory_errors(), contextlib.closing(tokens):
             for token_id in tokens:
                 new_ids.append(token_id)

@@ -6,11 +6,13 @@ Every way in which a folder can be wrong becomes a `CheckpointError` of one line
 import importlib.util
 import logging
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from qwen_vl.checkpoint import CheckpointFacts, check_folder
 from qwen_vl.errors import CapacityError, CheckpointError, ConfigError, QwenVLError
+from qwen_vl.modeling.configuration import QWenConfig
 from qwen_vl.modeling.model import QWenLMHeadModel
 from qwen_vl.processing.tokenization import QWenTokenizer
 
@@ -122,7 +124,7 @@ def load_checkpoint(folder: Path, device: torch.device, dtype: torch.dtype) -> t
 def load_tokenizer(folder: Path) -> QWenTokenizer:
     """Load the tokenizer of a folder. Raises: CheckpointError if its files are damaged."""
     try:
-        return QWenTokenizer.from_pretrained(folder)
+        return cast(QWenTokenizer, QWenTokenizer.from_pretrained(folder))
     except (QwenVLError, OSError, ValueError, TypeError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -135,7 +137,8 @@ def load_model(facts: CheckpointFacts, device: torch.device, dtype: torch.dtype)
     # With accelerate the weights go to the GPU file by file; without it, through the memory of the CPU.
     placed = {"device_map": {"": device}} if device.type != "cpu" and importlib.util.find_spec("accelerate") else {}
     try:
-        model = QWenLMHeadModel.from_pretrained(folder, dtype=dtype, local_files_only=True, **placed).to(device).eval()
+        config = QWenConfig.from_pretrained(folder)
+        model = QWenLMHeadModel.from_pretrained(folder, config=config, dtype=dtype, **placed).to(device).eval()
     except (ConfigError, CheckpointError) as error:
         raise CheckpointError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from error
     except (torch.OutOfMemoryError, MemoryError):
@@ -145,7 +148,7 @@ def load_model(facts: CheckpointFacts, device: torch.device, dtype: torch.dtype)
         ) from None
     except (OSError, ValueError, RuntimeError, EOFError) as error:
         raise CheckpointError(f"{folder}: its weights cannot be read ({type(error).__name__}). A file is damaged; fetch the folder again.") from error
-    return model
+    return cast(QWenLMHeadModel, model)
 
 
 def check_fit(folder: Path, model: QWenLMHeadModel, tokenizer: QWenTokenizer) -> None:

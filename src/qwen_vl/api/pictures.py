@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from PIL import Image
@@ -24,7 +25,7 @@ def list_sources(images: ImageSource | Sequence[ImageSource] | None) -> list[Ima
     """Return one picture, several or none as a list. Only lists and tuples are several: bytes and arrays are one picture."""
     if images is None:
         return []
-    return list(images) if isinstance(images, list | tuple) else [images]
+    return list(images) if isinstance(images, list | tuple) else [cast(ImageSource, images)]
 
 
 def load_pictures(model: QWenLMHeadModel, images: ImageSource | Sequence[ImageSource] | None) -> list[Picture]:

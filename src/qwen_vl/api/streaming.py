@@ -26,7 +26,7 @@ class TextPieces:
         self._pending.append(token_id)
         if self._tokenizer.img_start_id in self._pending and token_id != self._tokenizer.img_end_id:
             return ""  # inside a picture span that the model writes: readable only as a whole
-        text = self._tokenizer.decode(self._pending)
+        text = str(self._tokenizer.decode(self._pending))
         if text.endswith(REPLACEMENT):
             return ""  # perhaps the first bytes of a character
         self._pending.clear()
@@ -34,7 +34,7 @@ class TextPieces:
 
     def finish(self) -> str:
         """Return what is still held back, but for spaces at the end."""
-        text = self._tokenizer.decode(self._pending)
+        text = str(self._tokenizer.decode(self._pending))
         self._pending.clear()
         return self._emit(text)
 

@@ -15,12 +15,13 @@ from qwen_vl.errors import QwenVLError
 
 app = typer.Typer(
     name="qwen-vl",
-    help="Ask Qwen-VL models about pictures: answers, captions and boxes, in English and Chinese. Without --model, nano answers, offline.",
+    help="Ask Qwen-VL models about pictures: answers, captions and boxes, in English and Chinese. "
+    "Without --model, the bundled nano answers, offline.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 for command in (ask, chat, caption, ground, batch, info, picturebook, train):
     app.command(name=command.__name__.rpartition(".")[2], help=command.__doc__)(command.run)
@@ -50,7 +51,7 @@ def set_up(
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code. Args: arguments: without the program's name; None takes those of the process."""
     try:
-        app(arguments)
+        app(arguments, prog_name="qwen-vl")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(bool(end.code))
     except QwenVLError as error:

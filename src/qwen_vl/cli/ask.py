@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 
 def run(
-    words: Annotated[list[str], typer.Argument(metavar="[PICTURE]... QUESTION", help="Pictures (path, address, or - for stdin), then the question")],
+    *,
+    pictures: Annotated[
+        list[str] | None, typer.Argument(metavar="PICTURE", help="Path, address, or - for stdin; none for a question without one")
+    ] = None,
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="In English or Chinese")],
     model: options.Model = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -36,21 +40,21 @@ def run(
     force: options.Force = False,
 ) -> None:
     """Answer the question."""
-    *names, question = words
+    names = pictures or []
     if not names and (question == STDIN or Path(question).is_file()):
         raise typer.BadParameter(f"the question is missing: qwen-vl ask {question} QUESTION")
     if names.count(STDIN) > 1:
         raise typer.BadParameter("stdin (-) can be only one of the pictures")
     check_output(out, force=force)
     check_picture_output(draw, force=force)
-    pictures = [read_picture(name) for name in names]
+    sources = [read_picture(name) for name in names]
     sampling = options.sampling_of(seed, max_new_tokens, temperature)
     vl = options.load_model(model, device, dtype)
     is_streaming = not out and (stream if stream is not None else sys.stdout.isatty() and not as_json)
     if is_streaming:
-        answer = show_stream(vl, pictures, question, sampling, as_json=as_json)
+        answer = show_stream(vl, sources, question, sampling, as_json=as_json)
     else:
-        answer = vl.ask(pictures, question, **sampling)
+        answer = vl.ask(sources, question, **sampling)
         show_answer(answer, as_json=as_json, out=out)
     raise typer.Exit(save_drawing(answer, draw, font))
 

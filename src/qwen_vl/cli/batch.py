@@ -10,21 +10,20 @@ Examples:
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from qwen_vl.cli import options
-from qwen_vl.cli.output import check_output
+from qwen_vl.cli.output import check_output, show_progress
 from qwen_vl.errors import ConfigError, PromptError
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
 
 
 def run(
-    pictures: Annotated[list[str] | None, typer.Argument(metavar="[PICTURE|FOLDER]...", help="Pictures, and folders of pictures")] = None,
+    pictures: Annotated[list[str] | None, typer.Argument(metavar="PICTURE|FOLDER", help="Pictures, and folders of pictures")] = None,
     *,
     question: Annotated[str | None, typer.Option("--question", help="The question for every picture")] = None,
     input_file: Annotated[
@@ -58,12 +57,6 @@ def run(
     if num_failed:
         typer.echo(f"error: {num_failed} of {len(results)} could not be answered; {out} says why. Run again to try these again.", err=True)
     raise typer.Exit(1 if num_failed else 0)
-
-
-def show_progress(done: int, total: int) -> None:
-    """Count on one line of a terminal."""
-    if sys.stderr.isatty():
-        typer.echo(f"\r{done} of {total}", nl=done == total, err=True)
 
 
 def list_pictures(names: list[str]) -> list[Any]:

@@ -1,5 +1,7 @@
 """Describe a picture in English or Chinese, with or without boxes.
 
+--draw asks for boxes too.
+
 \b
 Examples:
     qwen-vl caption street.jpg

@@ -6,6 +6,7 @@ In the conversation:
     /draw [FILE]    draw the boxes of the last answer
     /clear          forget everything
     /help, /quit
+
 \b
 Examples:
     qwen-vl chat street.jpg
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qwen_vl.cli import options
-from qwen_vl.cli.output import check_picture_output, write_whole
+from qwen_vl.cli.output import check_picture_output, note, write_whole
 from qwen_vl.errors import PromptError, QwenVLError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ HELP = "/image PATH shows another picture, /draw [FILE] draws the last answer's 
 
 
 def run(
-    pictures: Annotated[list[str] | None, typer.Argument(metavar="[PICTURE]...", help="Pictures to begin with")] = None,
+    pictures: Annotated[list[str] | None, typer.Argument(metavar="PICTURE", help="Pictures to begin with")] = None,
     model: options.Model = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -115,7 +116,7 @@ class Conversation:
 
         is_address = "://" in name
         self.waiting.append(load_image(name if is_address else str(Path(name).expanduser())))
-        typer.echo(f"picture {len(self.session.pictures) + len(self.waiting)} goes with the next question", err=True)
+        note(f"picture {len(self.session.pictures) + len(self.waiting)} goes with the next question")
 
     def ask(self, question: str) -> None:
         """Print the answer as it is written; Ctrl-C stops this answer, not the conversation."""

@@ -102,3 +102,9 @@ def save_drawing(answer: "Answer", draw: Path | None, font: Path | None) -> int:
     write_whole(draw, picture.save)
     note(f"wrote {draw}")
     return 0
+
+
+def show_progress(done: int, total: int) -> None:
+    """Count on one line of a terminal."""
+    if sys.stderr.isatty():
+        typer.echo(f"\r{done} of {total}", nl=done == total, err=True)

@@ -1,35 +1,47 @@
 """Train a checkpoint as a recipe file says.
 
+Stages run one after the other; a run that was stopped goes on where it was, with --resume. The finished model is in the folder `model` of --out.
+
 \b
 Examples:
     qwen-vl train recipes/nano.toml --out runs/nano
     qwen-vl train recipes/nano.toml --out runs/nano --resume
 """
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from qwen_vl.cli import options
+from qwen_vl.cli.output import note
 from qwen_vl.errors import ConfigError
 
 
 def run(
     recipe: Annotated[Path, typer.Argument(help="Recipe file")],
     *,
-    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder for checkpoints, logs and the final model")],
-    resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Go on from the last checkpoint in --out, if there is one")] = False,
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder for checkpoints, losses and the finished model")],
+    resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Go on with the run that is in --out")] = False,
+    stage: Annotated[str | None, typer.Option("--stage", metavar="NAME", help="Run this stage alone [default: all, then export]")] = None,
     device: options.Device = None,
-    force: Annotated[bool, typer.Option("--force", help="Write into a folder that holds another run")] = False,
 ) -> None:
     """Train."""
     if not recipe.is_file():
         raise ConfigError(f"There is no recipe {recipe}. Give a recipe file.")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file. Name a folder.")
-    if out.is_dir() and any(out.iterdir()) and not (resume or force):
-        raise ConfigError(f"{out} is not empty. Add --resume to go on with its run, --force to write over it, or name another folder.")
+    if out.is_dir() and any(out.iterdir()) and not resume:
+        raise ConfigError(f"{out} is not empty. Add --resume to go on with its run, or name another folder.")
+    from qwen_vl.api.loading import resolve_device
     from qwen_vl.training.run import train
 
-    train(recipe, out, resume=resume, device=device)
+    finished = train(recipe, out, only=stage, device=str(resolve_device(device)), report=show_progress)
+    note(f"wrote {finished}")
+
+
+def show_progress(stage: str, step: int, steps: int, losses: dict[str, float]) -> None:
+    """Say on stderr how far a stage is."""
+    means = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
+    typer.echo(f"{stage}: step {step} of {steps}  {means}", file=sys.stderr)

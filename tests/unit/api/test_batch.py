@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from qwen_vl.api import QwenVL
+from qwen_vl.api import Answer, QwenVL
 from qwen_vl.errors import ConfigError, PromptError
 
 
@@ -49,7 +50,12 @@ def test_a_second_run_asks_only_the_rest(vl: QwenVL, red: Image.Image, tmp_path:
     out.write_text("".join(lines[:2]) + lines[2][:20], encoding="utf-8")  # killed while it wrote the third
     asked: list[object] = []
     ask = vl.ask
-    monkeypatch.setattr(vl, "ask", lambda images, *rest, **more: asked.append(images) or ask(images, *rest, **more))
+
+    def spy(images: Any, *rest: Any, **more: Any) -> Answer:
+        asked.append(images)
+        return ask(images, *rest, **more)
+
+    monkeypatch.setattr(vl, "ask", spy)
     resumed = vl.batch(paths, "what?", out=out, max_new_tokens=4)
     assert asked == [[paths[2]], [paths[3]]]
     assert out.read_bytes() == whole.read_bytes()

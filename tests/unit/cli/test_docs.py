@@ -1,0 +1,79 @@
+"""docs/cli.md is the program's help, and the examples in it run."""
+
+import io
+import re
+import shlex
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from qwen_vl.api import loading
+from qwen_vl.cli import app, info
+from scripts.make_cli_docs import PAGE, render
+
+from .conftest import Run
+
+EXAMPLES = [
+    (str(command.name), line.strip())
+    for command in app.registered_commands
+    for line in re.findall(r"^ +((?:cat \S+ \| )?qwen-vl .+)$", str(command.help).partition("Examples:")[2], flags=re.MULTILINE)
+]
+
+
+def test_the_page_is_up_to_date() -> None:
+    assert PAGE.read_text(encoding="utf-8") == render(), "run scripts/make_cli_docs.py"
+
+
+def test_every_command_has_two_examples_or_more() -> None:
+    counts = {command.name: sum(name == command.name for name, _ in EXAMPLES) for command in app.registered_commands}
+    assert min(counts.values()) >= 2
+
+
+@pytest.fixture
+def stage(workplace: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set up the files that the examples name, with the tiny checkpoint in the place of all models."""
+    for name in ("street.jpg", "before.png", "after.png", "receipt.png", "photos/a.png"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32)).save(name)
+    Path("pairs.jsonl").write_text('{"image": "street.jpg", "question": "what?"}\n')
+    Path("book").mkdir()
+    Path("weights").mkdir()
+    Path("weights/Qwen-VL-Chat").symlink_to(checkpoint)
+    for module in (loading, info):
+        monkeypatch.setattr(module, "BUNDLED", checkpoint)
+    monkeypatch.setattr(loading, "fetch_from_hub", lambda name: checkpoint)
+
+
+@pytest.mark.parametrize("line", [line for name, line in EXAMPLES if name != "train"])
+def test_the_examples_run(run: Run, stage: None, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    piped, _, command = line.rpartition(" | ")
+    content = Path(piped.removeprefix("cat ")).read_bytes() if piped else b""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    arguments = shlex.split(command)[1:]
+    result = run(*arguments)
+    if "--draw" in arguments:  # the tiny model draws no boxes
+        assert (result.code, "holds no box" in result.err) == (1, True)
+    else:
+        assert (result.code, result.err) == (0, "")
+        assert result.out or arguments[0] in ("batch", "chat", "picturebook")
+
+
+def test_the_examples_of_train_name_the_recipe_that_is_there(monkeypatch: pytest.MonkeyPatch, run: Run, workplace: Path) -> None:
+    from qwen_vl.training import run as training
+
+    seen: list[tuple[Path, Path]] = []
+    monkeypatch.setattr(training, "train", lambda recipe, out, **_: seen.append((recipe, out)))
+    Path("recipes").symlink_to(PAGE.parents[1] / "recipes")
+    for name, line in EXAMPLES:
+        if name == "train":
+            assert run(*shlex.split(line)[1:]).code == 0
+    assert seen and set(seen) == {(Path("recipes/nano.toml"), Path("runs/nano"))}
+
+
+def test_stdin_must_be_piped(run: Run, stage: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    result = run("ask", "-", "what?")
+    assert result.code == 1 and "no picture on stdin" in result.err
