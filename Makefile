@@ -43,8 +43,8 @@ $(VENV)/.stamp-dev: pyproject.toml | $(BIN)/python
 demo: $(VENV)/.stamp-core
 	@mkdir -p out
 	@echo "==> The picture: $(SCENE). The model: the bundled nano, on this machine's CPU, offline."
-	@echo "==> qwen-vl ask $(SCENE) \"What is in the picture?\""
-	@$(BIN)/qwen-vl ask $(SCENE) "What is in the picture?"
+	@echo "==> qwen-vl ask $(SCENE) \"What is in this picture?\""
+	@$(BIN)/qwen-vl ask $(SCENE) "What is in this picture?"
 	@echo "==> qwen-vl ask $(SCENE) \"这是什么?\""
 	@$(BIN)/qwen-vl ask $(SCENE) "这是什么?"
 	@echo "==> qwen-vl ground $(SCENE) \"狗\" --draw out/demo.png --force"
