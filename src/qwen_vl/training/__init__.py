@@ -1,0 +1,1 @@
+"""Train and tune: vocabularies, lessons, recipes, stages and checkpoints that resume."""

@@ -1,0 +1,97 @@
+"""The stream of lessons: which scenes and questions step s of a stage sees. A pure function of the recipe and the step, so a run can resume anywhere."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from qwen_vl.errors import ConfigError
+from qwen_vl.picturebook.catalog import EVALUATION_SEED_START
+from qwen_vl.picturebook.compare import compare_tasks
+from qwen_vl.picturebook.dialogue import Task
+from qwen_vl.picturebook.dice import Dice
+from qwen_vl.picturebook.drawing import draw_scene
+from qwen_vl.picturebook.scene import make_scene
+from qwen_vl.picturebook.tasks import TASK_NAMES, make_tasks, small_talk
+from qwen_vl.processing.images import to_pixel_values
+from qwen_vl.processing.tokenization import QWenTokenizer
+
+from .cells import label_cells
+from .lessons import Lesson, LessonWriter, collate
+from .recipe import StageRecipe
+from .symbols import stack_cells
+
+Batch = dict[str, Any]
+SECOND_PICTURE_OFFSET = 450_000_000  # seeds of the second pictures, far from all first ones
+
+
+class LessonStream(IterableDataset[Batch]):
+    """Yield the batches of a stage from `first_step` on. Several workers take turns by step."""
+
+    def __init__(self, stage: StageRecipe, tokenizer: QWenTokenizer, image_size: int, grid_side: int, first_step: int) -> None:
+        last_seed = stage.first_seed + stage.steps * stage.batch
+        if last_seed >= EVALUATION_SEED_START - SECOND_PICTURE_OFFSET:
+            raise ConfigError(f"stage {stage.name}: seeds up to {last_seed} leave the range of training scenes; lower first_seed or steps")
+        self.stage, self.first_step = stage, first_step
+        self.image_size, self.grid_side = image_size, grid_side
+        self.tokenizer = tokenizer
+        self.writer = LessonWriter(tokenizer, stage.max_tokens)
+
+    def __iter__(self) -> Iterator[Batch]:
+        torch.set_num_threads(1)
+        worker = get_worker_info()
+        start, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for step in range(self.first_step + start, self.stage.steps, stride):
+            yield self.make_batch(step)
+
+    def make_batch(self, step: int) -> Batch:
+        """Build the batch of one step.
+
+        Returns: `step`, `cells` of all pictures; `pixel_values` unless the objective is "symbols"; and, for objectives with answers, the
+        tensors of `collate` and `answer_tasks`, the task of each token as an index into TASK_NAMES.
+        """
+        first = self.stage.first_seed + step * self.stage.batch
+        lessons = [self._lesson(seed) for seed in range(first, first + self.stage.batch)]
+        scenes = [scene for lesson, _ in lessons for scene in lesson.scenes]
+        batch: Batch = {"step": step, "cells": stack_cells([label_cells(scene, self.grid_side) for scene in scenes])}
+        if self.stage.objective != "symbols":
+            batch["pixel_values"] = to_pixel_values([draw_scene(scene) for scene in scenes], self.image_size)
+        if self.stage.objective in ("symbols", "answers"):
+            # One length for all batches: lessons are filled nearly to it, and compiled blocks want a fixed shape.
+            batch |= collate([lesson for lesson, _ in lessons], self.tokenizer.eod_id, self.stage.max_tokens)
+            batch["answer_tasks"] = _task_of_tokens(lessons, self.stage.max_tokens)
+        return batch
+
+    def _lesson(self, seed: int) -> tuple[Lesson, list[Task]]:
+        dice = Dice(seed, 77)
+        if self.stage.objective in ("labels", "imitate"):
+            return Lesson((make_scene(seed),)), []
+        scene, round = make_scene(seed), dice.below(1000)
+        if dice.chance(self.stage.talk_share):
+            tasks = [task for number in range(6) for task in small_talk(seed * 6 + number)]
+            return self.writer.write((), tasks), tasks
+        if dice.chance(self.stage.two_picture_share):
+            other = make_scene(seed + SECOND_PICTURE_OFFSET)
+            tasks = compare_tasks(scene, other, round)
+            return self.writer.write((scene, other), tasks), tasks
+        tasks = [task for task in make_tasks(scene, round) if not self.stage.tasks or task.name in self.stage.tasks][: self.stage.num_questions]
+        return self.writer.write((scene,), tasks, opening=dice.below(8)), tasks
+
+
+def _task_of_tokens(lessons: Sequence[tuple[Lesson, list[Task]]], length: int) -> Tensor:
+    indices = torch.zeros(len(lessons), length, dtype=torch.long)
+    for row, (lesson, tasks) in enumerate(lessons):
+        names = [0, *(TASK_NAMES.index(task.name) for task in tasks)]
+        indices[row, : len(lesson.branches)] = torch.tensor([names[branch] for branch in lesson.branches])
+    return indices
+
+
+def make_loader(
+    stage: StageRecipe, tokenizer: QWenTokenizer, image_size: int, grid_side: int, first_step: int, num_workers: int = 1
+) -> DataLoader[Batch]:
+    """Return the loader of a stage's batches, drawn ahead in worker processes. Its order does not depend on the number of workers."""
+    stream = LessonStream(replace(stage), tokenizer, image_size, grid_side, first_step)
+    return DataLoader(stream, batch_size=None, num_workers=num_workers, prefetch_factor=6 if num_workers else None)

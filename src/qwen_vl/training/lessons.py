@@ -1,0 +1,97 @@
+"""Lessons: one or two pictures with many questions about them, packed in one sequence.
+
+The questions share the picture's tokens and do not see each other: each is a branch that attends to the common beginning and to itself, and
+counts its positions from the end of the beginning. So a branch gives exactly the logits of a conversation of its own, at a fraction of the cost.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from qwen_vl.picturebook.dialogue import Task
+from qwen_vl.picturebook.scene import Scene
+from qwen_vl.processing.tokenization import QWenTokenizer
+from qwen_vl.prompt.chatml import DEFAULT_SYSTEM
+
+IGNORED = -100  # label of a token that carries no loss
+PICTURE_OPENINGS = ("Picture {}: <img></img>", "Picture {}: <img></img>", "Picture {}:<img></img>", "<img></img>")
+
+
+@dataclass(slots=True)
+class Lesson:
+    """A packed sequence. `branches` is 0 for the common beginning and counts the questions from 1."""
+
+    scenes: tuple[Scene, ...]
+    input_ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    branches: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+
+    def append(self, ids: list[int], *, branch: int, position: int, is_trained: bool) -> None:
+        self.input_ids += ids
+        self.labels += ids if is_trained else [IGNORED] * len(ids)
+        self.branches += [branch] * len(ids)
+        self.positions += range(position, position + len(ids))
+
+
+class LessonWriter:
+    """Write lessons with one tokenizer. `max_tokens` bounds a lesson; questions that no longer fit are left out."""
+
+    def __init__(self, tokenizer: QWenTokenizer, max_tokens: int) -> None:
+        self.tokenizer, self.max_tokens = tokenizer, max_tokens
+        self.encode = lru_cache(maxsize=50_000)(self._encode)
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(text))
+
+    def write(self, scenes: tuple[Scene, ...], tasks: Sequence[Task], opening: int = 0) -> Lesson:
+        """Pack the tasks about the scenes. Args: opening chooses how the pictures are introduced."""
+        lesson = Lesson(scenes)
+        pictures = "\n".join(PICTURE_OPENINGS[opening % len(PICTURE_OPENINGS)].format(number + 1) for number in range(len(scenes)))
+        beginning = [*self._message("system", DEFAULT_SYSTEM), *self.encode("\n<|im_start|>user\n"), *self.encode(pictures)]
+        lesson.append(beginning, branch=0, position=0, is_trained=False)
+        for branch, task in enumerate(tasks, start=1):
+            pieces = self._branch(task, follows_picture=bool(scenes))
+            if len(lesson.input_ids) + sum(len(ids) for ids, _ in pieces) > self.max_tokens:
+                continue
+            position = len(beginning)
+            for ids, is_trained in pieces:
+                lesson.append(ids, branch=branch, position=position, is_trained=is_trained)
+                position += len(ids)
+        return lesson
+
+    def _message(self, role: str, text: str) -> list[int]:
+        return [*self.encode(f"<|im_start|>{role}\n"), *self.encode(text), *self.encode("<|im_end|>")]
+
+    def _branch(self, task: Task, follows_picture: bool) -> list[tuple[list[int], bool]]:
+        """Return the pieces of one conversation after its beginning, each with whether it carries loss."""
+        pieces: list[tuple[list[int], bool]] = []
+        for number, turn in enumerate(task.turns):
+            newline = "\n" if follows_picture and number == 0 else ""
+            opening = [] if number == 0 else [*self.encode("\n<|im_start|>user\n")]
+            question = [*opening, *self.encode(newline + turn.question), *self.encode("<|im_end|>\n<|im_start|>assistant\n")]
+            pieces += [(question, False), ([*self.encode(turn.answer), self.tokenizer.im_end_id], True)]
+        return pieces
+
+
+def collate(lessons: Sequence[Lesson], pad_id: int, length: int) -> dict[str, Tensor]:
+    """Stack lessons to tensors, padded to `length`.
+
+    Returns: input_ids, labels, position_ids [batch, length] and the boolean attention_mask [batch, 1, length, length].
+    """
+
+    def stacked(rows: list[list[int]], fill: int) -> Tensor:
+        return torch.tensor([row + [fill] * (length - len(row)) for row in rows])
+
+    branches = stacked([lesson.branches for lesson in lessons], -1)
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    sees = (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])  # [batch, query, key]
+    return {
+        "input_ids": stacked([lesson.input_ids for lesson in lessons], pad_id),
+        "labels": stacked([lesson.labels for lesson in lessons], IGNORED),
+        "position_ids": stacked([lesson.positions for lesson in lessons], 0),
+        "attention_mask": (sees & causal)[:, None],
+    }

@@ -1,0 +1,109 @@
+"""The recipe of a training run: one TOML file that states the model, the vocabulary and the stages.
+
+An unknown key is an error that suggests the nearest name; every value is checked before anything is built.
+"""
+
+import difflib
+import tomllib
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from qwen_vl.errors import ConfigError
+
+PARTS = ("visual", "resampler", "language", "symbols", "heads")
+OBJECTIVES = ("labels", "symbols", "imitate", "answers")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelRecipe:
+    """Sizes of a fresh model; the rest of its configuration follows."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    mlp_dim: int
+    seq_length: int
+    image_size: int  # pixels per side
+    patch_size: int  # pixels per side
+    num_queries: int
+    vision_width: int
+    vision_layers: int
+    vision_heads: int
+    vision_mlp_ratio: float
+    num_ranks: int  # byte-pair tokens of the vocabulary
+    vocabulary_scenes: int = 3000  # scenes whose questions and answers the vocabulary is learnt from
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageRecipe:
+    """One stage of training.
+
+    Objectives: "labels" (the tower names what each cell shows), "symbols" (the language model answers from symbolic pictures), "imitate" (the
+    tower gives the symbolic pictures' vectors), "answers" (the whole model answers from pixels).
+    """
+
+    name: str
+    objective: str
+    train: tuple[str, ...]  # the parts that learn, of PARTS; all others are frozen
+    steps: int
+    batch: int  # lessons a step
+    learning_rate: float
+    min_learning_rate: float = 1e-5
+    warmup_steps: int = 200
+    weight_decay: float = 0.05
+    beta2: float = 0.98
+    clip: float = 1.0
+    max_tokens: int = 512  # of a lesson
+    num_questions: int = 100  # at most so many about a scene; fewer questions, more scenes
+    label_weight: float = 0.0  # of the cells' labels beside the answers
+    two_picture_share: float = 0.06  # of lessons
+    talk_share: float = 0.03  # of lessons without a picture
+    tasks: tuple[str, ...] = ()  # names of the tasks asked; empty: all
+    first_seed: int = 0  # scenes of step s begin at first_seed + s * batch
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise ConfigError(f"stage {self.name}: objective {self.objective!r} is none of {', '.join(OBJECTIVES)}")
+        unknown = set(self.train) - set(PARTS)
+        if unknown or not self.train:
+            raise ConfigError(f"stage {self.name}: train={list(self.train)} must name parts of {', '.join(PARTS)}")
+        for name in ("steps", "batch", "learning_rate", "max_tokens", "num_questions"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"stage {self.name}: {name}={getattr(self, name)} must be positive")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    name: str
+    seed: int
+    model: ModelRecipe
+    stages: tuple[StageRecipe, ...]
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe file. Raises: ConfigError naming the file and the key."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such recipe file") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: not a readable TOML recipe ({type(error).__name__})") from error
+    model = _build(ModelRecipe, table.pop("model", {}), f"{path}: [model]")
+    stages = tuple(_build(StageRecipe, stage, f"{path}: [[stage]]") for stage in table.pop("stage", []))
+    if not stages:
+        raise ConfigError(f"{path}: the recipe has no [[stage]]")
+    return _build(Recipe, {**table, "model": model, "stages": stages}, str(path))
+
+
+def _build(kind: type[T], values: dict[str, Any], place: str) -> T:
+    known = {entry.name: entry for entry in fields(kind)}  # type: ignore[arg-type]  # T is one of the dataclasses above
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            raise ConfigError(f"{place} has an unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    missing = [name for name, entry in known.items() if name not in values and entry.default is MISSING]
+    if missing:
+        raise ConfigError(f"{place} lacks {', '.join(missing)}")
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})

@@ -1,0 +1,97 @@
+"""One stage of training: which parts learn, and the loss of a batch under the stage's objective."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qwen_vl.modeling.model import QWenLMHeadModel
+from qwen_vl.picturebook.tasks import TASK_NAMES
+
+from .data import Batch
+from .lessons import IGNORED
+from .recipe import StageRecipe
+from .symbols import CellHeads, SymbolicPictures
+
+
+class Pupil(nn.Module):
+    """Everything that a run trains: the model, the symbolic pictures and the heads that read cells."""
+
+    def __init__(self, model: QWenLMHeadModel) -> None:
+        super().__init__()
+        self.model = model
+        self.symbols = SymbolicPictures(model.config.hidden_size)
+        self.heads = CellHeads(model.config.hidden_size)
+
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        """Return the parameters of each part that a recipe may name."""
+        visual = self.model.transformer.visual
+        after = [*visual.attn_pool.parameters(), *visual.ln_post.parameters(), visual.proj]
+        resampler = {id(parameter) for parameter in after}
+        tower = [parameter for parameter in visual.parameters() if id(parameter) not in resampler]
+        seen = {id(parameter) for parameter in visual.parameters()}
+        language = [parameter for parameter in self.model.parameters() if id(parameter) not in seen]
+        return {
+            "visual": tower,
+            "resampler": after,
+            "language": language,
+            "symbols": list(self.symbols.parameters()),
+            "heads": list(self.heads.parameters()),
+        }
+
+    def select(self, names: tuple[str, ...]) -> list[nn.Parameter]:
+        """Let only the named parts learn. Returns: their parameters. The resampler's position table is never trained."""
+        chosen = []
+        for name, parameters in self.parts().items():
+            for parameter in parameters:
+                parameter.requires_grad_(name in names and parameter is not self.model.transformer.visual.attn_pool.pos_embed)
+                if parameter.requires_grad:
+                    chosen.append(parameter)
+        return chosen
+
+
+def batch_losses(pupil: Pupil, stage: StageRecipe, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the loss to minimise and its parts by name, for the record."""
+    if stage.objective == "symbols":
+        return _answer_losses(pupil, batch, pupil.symbols(batch["cells"]))
+    features = pupil.model.get_image_features(batch["pixel_values"])
+    if stage.objective == "labels":
+        labels = pupil.heads(features, batch["cells"])
+        return sum_of(labels), labels
+    if stage.objective == "imitate":
+        target = pupil.symbols(batch["cells"]).detach()
+        distance = (features.float() - target).pow(2).mean() / target.var()
+        labels = pupil.heads(features, batch["cells"])
+        return distance + stage.label_weight * sum_of(labels), {"distance": distance, **labels}
+    loss, parts = _answer_losses(pupil, batch, features)
+    if stage.label_weight:
+        loss = loss + stage.label_weight * sum_of(pupil.heads(features, batch["cells"]))
+    return loss, parts
+
+
+def _answer_losses(pupil: Pupil, batch: Batch, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the mean cross-entropy over answer tokens, and the same for each task. The head runs on answers only."""
+    embeds = pupil.model.transformer.embed(batch["input_ids"], features.to(pupil.model.dtype))
+    states = pupil.model.transformer(
+        inputs_embeds=embeds, attention_mask=batch["attention_mask"], position_ids=batch["position_ids"], use_cache=False
+    ).last_hidden_state
+    targets = batch["labels"][:, 1:]
+    is_answer = targets != IGNORED
+    logits = pupil.model.lm_head(states[:, :-1][is_answer]).float()
+    losses = nn.functional.cross_entropy(logits, targets[is_answer], reduction="none")
+    tasks = batch["answer_tasks"][:, 1:][is_answer]
+    sums = torch.zeros(len(TASK_NAMES), device=losses.device).index_add(0, tasks, losses.detach())
+    counts = torch.bincount(tasks, minlength=len(TASK_NAMES))
+    parts = {name: sums[index] / counts[index] for index, name in enumerate(TASK_NAMES) if counts[index]}
+    return losses.mean(), parts
+
+
+def sum_of(losses: dict[str, Tensor]) -> Tensor:
+    return torch.stack(list(losses.values())).sum()
+
+
+def parameter_groups(parameters: list[nn.Parameter], weight_decay: float) -> Iterator[dict[str, Any]]:
+    """Yield optimizer groups: matrices decay, vectors and norms do not."""
+    yield {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": weight_decay}
+    yield {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0}
