@@ -11,6 +11,7 @@ import threading
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 AUTO_PACKAGE = "transformers.models.auto"
 WATCHED = ("transformers", "qwen_vl")
@@ -73,6 +74,10 @@ class _CountingLoader(importlib.abc.Loader):
 
     def __init__(self, loader: importlib.abc.Loader, watcher: _ImportWatcher) -> None:
         self.loader, self.watcher = loader, watcher
+
+    def __getattr__(self, name: str) -> Any:
+        """Answer all else as the module's own loader does: `python -m` and resources ask for more than loading."""
+        return getattr(self.loader, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 
 from qwen_vl.errors import CheckpointError, ConfigError
 
@@ -39,10 +40,11 @@ class LoadingMixin:
         flags = {name: kwargs.pop(name) for name in PRECISIONS if name in kwargs}
         if config is None:
             hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+            dtype = {name: kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs}  # a config would keep it for itself
             config, kwargs = cls.config_class.from_pretrained(  # type: ignore[attr-defined]
                 pretrained_model_name_or_path, return_unused_kwargs=True, **kwargs
             )
-            kwargs |= hub
+            kwargs |= hub | dtype
         if any(flags.values()):
             for name in PRECISIONS:
                 setattr(config, name, bool(flags.get(name)))
@@ -63,7 +65,15 @@ class LoadingMixin:
                 "Fetch the file again, in safetensors if you can"
             ) from error
         _refuse_differences(str(pretrained_model_name_or_path), info)
+        _fix_tables(model)
         return (model, info) if wants_info else model
+
+
+def _fix_tables(model: nn.Module) -> None:
+    """Take the resampler's sine table out of training again: transformers makes every tensor that it loads trainable."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("attn_pool.pos_embed"):
+            parameter.requires_grad_(False)
 
 
 def _refuse_differences(name: str, info: Any) -> None:

@@ -41,8 +41,9 @@ class LessonStream(IterableDataset[Batch]):
         self.writer = LessonWriter(tokenizer, stage.max_tokens)
 
     def __iter__(self) -> Iterator[Batch]:
-        torch.set_num_threads(1)
         worker = get_worker_info()
+        if worker is not None:
+            torch.set_num_threads(1)
         start, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
         for step in range(self.first_step + start, self.stage.steps, stride):
             yield self.make_batch(step)
@@ -90,7 +91,7 @@ def _task_of_tokens(lessons: Sequence[tuple[Lesson, list[Task]]], length: int) -
 
 
 def make_loader(
-    stage: StageRecipe, tokenizer: QWenTokenizer, image_size: int, grid_side: int, first_step: int, num_workers: int = 1
+    stage: StageRecipe, tokenizer: QWenTokenizer, image_size: int, grid_side: int, first_step: int, num_workers: int
 ) -> DataLoader[Batch]:
     """Return the loader of a stage's batches, drawn ahead in worker processes. Its order does not depend on the number of workers."""
     stream = LessonStream(replace(stage), tokenizer, image_size, grid_side, first_step)

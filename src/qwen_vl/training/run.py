@@ -28,6 +28,7 @@ from .stage import Pupil, batch_losses, parameter_groups
 
 SAVE_SECONDS = 120.0
 LOG_STEPS = 50
+NUM_WORKERS = 1  # processes that draw the next pictures
 
 Report = Callable[[str, int, int, dict[str, float]], None]  # stage name, step, steps, mean losses since the last report
 
@@ -98,7 +99,7 @@ def _run_stage(
     pupil.train()
     meter = _Meter(stage, log, report)
     last_save = time.monotonic()
-    for batch in make_loader(stage, tokenizer, image_size, grid_side, first_step):
+    for batch in make_loader(stage, tokenizer, image_size, grid_side, first_step, NUM_WORKERS):
         step = int(batch["step"])
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(stage, step)

@@ -1,0 +1,145 @@
+"""The picture book's exam: questions about scenes that no training draws, marked by rule.
+
+    report = run_exam(QwenVL.load(), num_scenes=500)
+    report["what en"].correct, report["what en"].num_questions
+
+Short answers count when they are exactly the one right answer. Boxes count when every box asked for is met with an IoU of at least 0.5.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from qwen_vl.api import QwenVL
+from qwen_vl.grounding.box import Box, iou
+from qwen_vl.grounding.text import count_unparsed, parse
+from qwen_vl.picturebook.catalog import EVALUATION_SEED_START
+from qwen_vl.picturebook.compare import compare_tasks
+from qwen_vl.picturebook.drawing import draw_scene
+from qwen_vl.picturebook.scene import Scene, make_scene
+from qwen_vl.picturebook.tasks import make_tasks
+from qwen_vl.processing.images import to_pixel_values
+
+SHORT_TASKS = ("what", "colour", "count", "yes_no", "where", "read", "compare")
+BOX_TASKS = ("refer",)
+MIN_IOU = 0.5
+COMPARE_SEED_STEP = 500_000  # from a scene to its partner in a comparison
+_ENDS = " .。!！?？\n"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """One question of the exam: about the scenes with these indices, with its one right answer and the boxes of that answer."""
+
+    task: str
+    language: str
+    scenes: tuple[int, ...]
+    text: str
+    answer: str
+    boxes: tuple[Box, ...]
+
+    @property
+    def topic(self) -> str:
+        return f"{self.task} {self.language}"
+
+
+@dataclass(slots=True)
+class Score:
+    """What became of the questions of one topic."""
+
+    num_questions: int = 0
+    correct: int = 0
+    unparsed: int = 0  # answers that should hold a box and hold none that can be read
+    ious: list[float] = field(default_factory=list)
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.num_questions if self.num_questions else float("nan")
+
+
+def write_exam(num_scenes: int, first_seed: int = EVALUATION_SEED_START) -> tuple[list[Scene], list[Question]]:
+    """Return the scenes and all their short-answer and box questions, both languages."""
+    scenes = [make_scene(first_seed + index) for index in range(num_scenes)]
+    partners = [make_scene(first_seed + COMPARE_SEED_STEP + index) for index in range(num_scenes)]
+    questions = []
+    for index, scene in enumerate(scenes):
+        asked = [((index,), task) for task in make_tasks(scene) if task.name in SHORT_TASKS + BOX_TASKS]
+        asked += [((index, num_scenes + index), task) for task in compare_tasks(scene, partners[index])[:2]]
+        for places, task in asked:
+            turn = task.turns[0]
+            questions.append(
+                Question(task=task.name, language=task.language, scenes=places, text=turn.question, answer=turn.answer, boxes=tuple(turn.boxes))
+            )
+    return scenes + partners, questions
+
+
+def mark(question: Question, answer: str) -> tuple[bool, bool, float | None]:
+    """Return whether the answer is correct, whether its boxes could be read, and for one asked box the IoU."""
+    if question.task not in BOX_TASKS:
+        return answer.strip(_ENDS).lower() == question.answer.strip(_ENDS).lower(), True, None
+    found = [box for ref in parse(answer) for box in ref.boxes]
+    is_parsed = bool(found) and not count_unparsed(answer)
+    best = [max((iou(wanted.to_tuple(), box.to_tuple()) for box in found), default=0.0) for wanted in question.boxes]
+    is_correct = len(found) == len(question.boxes) and all(value >= MIN_IOU for value in best)
+    return is_correct, is_parsed, best[0] if len(best) == 1 else None
+
+
+def run_exam(
+    vl: QwenVL, num_scenes: int = 500, batch_size: int = 64, progress: Callable[[int, int], None] | None = None, topics: Sequence[str] = ()
+) -> dict[str, Score]:
+    """Ask all questions greedily and return the scores by topic ("what en", "refer zh", ..)."""
+    scenes, questions = write_exam(num_scenes)
+    questions = sorted((each for each in questions if not topics or each.task in topics), key=lambda each: (each.task, len(each.scenes)))
+    features = _encode(vl, scenes, batch_size)
+    scores: dict[str, Score] = {}
+    for start in range(0, len(questions), batch_size):
+        asked = questions[start : start + batch_size]
+        for question, answer in zip(asked, answer_batch(vl, asked, features), strict=True):
+            is_correct, is_parsed, overlap = mark(question, answer)
+            score = scores.setdefault(question.topic, Score())
+            score.num_questions += 1
+            score.correct += is_correct
+            score.unparsed += not is_parsed
+            if overlap is not None:
+                score.ious.append(overlap)
+        if progress is not None:
+            progress(min(start + batch_size, len(questions)), len(questions))
+    return dict(sorted(scores.items()))
+
+
+@torch.no_grad()
+def _encode(vl: QwenVL, scenes: Sequence[Scene], batch_size: int) -> Tensor:
+    """Return the features of all scenes, [num_scenes, image_slots, dim]."""
+    size = int(vl.model.config.visual["image_size"])
+    parts = []
+    for start in range(0, len(scenes), batch_size):
+        pictures = [draw_scene(scene) for scene in scenes[start : start + batch_size]]
+        parts.append(vl.model.get_image_features(to_pixel_values(pictures, size)))
+    return torch.cat(parts)
+
+
+def answer_batch(vl: QwenVL, questions: Sequence[Question], features: Tensor, max_new_tokens: int = 120) -> list[str]:
+    """Answer questions together, left-padded. Each is asked on its own, as `QwenVL.ask` would."""
+    rows = []
+    for question in questions:
+        spans = "\n".join(f"Picture {number + 1}: <img></img>" for number in range(len(question.scenes)))
+        rows.append(vl.tokenizer.build_chat_context(f"{spans}\n{question.text}")[1])
+    longest = max(len(row) for row in rows)
+    pad = vl.tokenizer.eod_id
+    input_ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows])  # [batch, seq]
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    pictures = features[torch.tensor([place for question in questions for place in question.scenes])]
+    output = vl.model.generate(
+        input_ids.to(vl.model.device),
+        attention_mask=mask.to(vl.model.device),
+        image_features=pictures,
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=[vl.tokenizer.eod_id, vl.tokenizer.im_end_id],
+        pad_token_id=pad,
+    )
+    answers = output[:, longest:].tolist()
+    ends = {vl.tokenizer.eod_id, vl.tokenizer.im_end_id}
+    return [vl.tokenizer.decode(row[: next((index for index, token in enumerate(row) if token in ends), len(row))]) for row in answers]

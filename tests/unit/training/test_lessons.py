@@ -1,0 +1,90 @@
+"""Lessons: many questions packed behind one picture give exactly what each gives alone."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from qwen_vl.modeling.model import QWenLMHeadModel
+from qwen_vl.picturebook.scene import make_scene
+from qwen_vl.picturebook.tasks import make_tasks
+from qwen_vl.processing.tokenization import QWenTokenizer
+from qwen_vl.training.data import LessonStream
+from qwen_vl.training.fresh import make_model, make_tokenizer
+from qwen_vl.training.lessons import IGNORED, LessonWriter, collate
+from qwen_vl.training.recipe import ModelRecipe, StageRecipe
+
+MODEL = ModelRecipe(
+    hidden_size=128,
+    num_layers=2,
+    num_heads=2,
+    mlp_dim=96,
+    seq_length=1024,
+    image_size=40,
+    patch_size=10,
+    num_queries=4,
+    vision_width=24,
+    vision_layers=1,
+    vision_heads=2,
+    vision_mlp_ratio=2.0,
+    num_ranks=400,
+    vocabulary_scenes=20,
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> QWenTokenizer:
+    return make_tokenizer(MODEL, tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: QWenTokenizer) -> QWenLMHeadModel:
+    torch.manual_seed(0)
+    return make_model(MODEL, tokenizer).eval()
+
+
+def test_a_branch_gives_the_logits_of_its_own_conversation(tokenizer: QWenTokenizer, model: QWenLMHeadModel) -> None:
+    scene = make_scene(11)
+    tasks = [task for task in make_tasks(scene) if len(task.turns) == 1][:5]
+    lesson = LessonWriter(tokenizer, max_tokens=1000).write((scene,), tasks)
+    batch = collate([lesson], tokenizer.eod_id, len(lesson.input_ids) + 3)
+    pixel_values = torch.randn(1, 3, 40, 40)
+    with torch.no_grad():
+        packed = model(
+            batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            position_ids=batch["position_ids"],
+            pixel_values=pixel_values,
+        ).logits[0]
+    for number, task in enumerate(tasks, start=1):
+        _, prompt = tokenizer.build_chat_context(f"Picture 1: <img></img>\n{task.turns[0].question}")
+        whole = [*prompt, *tokenizer.encode(task.turns[0].answer), tokenizer.im_end_id]
+        places = [index for index, branch in enumerate(lesson.branches) if branch in (0, number)]
+        assert [lesson.input_ids[index] for index in places] == whole
+        assert [lesson.labels[index] for index in places if lesson.labels[index] != IGNORED] == whole[len(prompt) :]
+        with torch.no_grad():
+            alone = model(torch.tensor([whole]), pixel_values=pixel_values).logits[0]
+        torch.testing.assert_close(packed[places], alone, atol=2e-5, rtol=0)  # fp32, another order of sums
+
+
+def test_a_lesson_never_exceeds_its_length(tokenizer: QWenTokenizer) -> None:
+    tasks = make_tasks(make_scene(5))
+    lesson = LessonWriter(tokenizer, max_tokens=300).write((make_scene(5),), tasks)
+    assert len(lesson.input_ids) <= 300
+    assert len(set(lesson.branches)) > 3
+
+
+def test_a_step_depends_on_the_recipe_alone(tokenizer: QWenTokenizer) -> None:
+    stage = StageRecipe(name="all", objective="answers", train=("language",), steps=5, batch=3, learning_rate=1e-3, max_tokens=300)
+    first, second = (LessonStream(stage, tokenizer, 40, 2, start).make_batch(3) for start in (0, 3))
+    for name in ("input_ids", "labels", "attention_mask", "pixel_values", "answer_tasks"):
+        assert torch.equal(first[name], second[name])
+
+
+def test_a_fresh_model_saves_and_loads_with_its_tokenizer(tokenizer: QWenTokenizer, model: QWenLMHeadModel, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded, again = QWenLMHeadModel.from_pretrained(tmp_path), QWenTokenizer.from_pretrained(tmp_path)
+    assert isinstance(loaded.generation_config, GenerationConfig) and loaded.generation_config.chat_format == "chatml"
+    assert again.image_slots == 4 and again.encode("a dog 狗") == tokenizer.encode("a dog 狗")

@@ -1,0 +1,50 @@
+"""Recipe files: what is wrong is named, with the nearest right name."""
+
+from pathlib import Path
+
+import pytest
+
+from qwen_vl.errors import ConfigError
+from qwen_vl.training.recipe import StageRecipe, read_recipe
+from qwen_vl.training.run import learning_rate
+
+NANO = Path(__file__).parents[3] / "recipes" / "nano.toml"
+
+
+def test_the_recipe_of_nano_reads() -> None:
+    recipe = read_recipe(NANO)
+    assert recipe.name == "nano" and recipe.stages[0].name == "tower"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("hidden_size =", "hiden_size =", "did you mean 'hidden_size'"),
+        ('objective = "labels"', 'objective = "label"', "objective 'label' is none of"),
+        ('train = ["visual", "resampler", "heads"]', 'train = ["eyes"]', "must name parts"),
+        ("steps = ", "steps = -", "must be positive"),
+        ("seed = 2023", "", "lacks seed"),
+        ("[model]", "[model", "not a readable TOML"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, old: str, new: str, message: str) -> None:
+    text = NANO.read_text(encoding="utf-8")
+    assert old in text
+    path = tmp_path / "recipe.toml"
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        read_recipe(path)
+
+
+def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such recipe"):
+        read_recipe(tmp_path / "none.toml")
+
+
+def test_the_rate_warms_up_and_decays_to_its_minimum() -> None:
+    stage = StageRecipe(
+        name="x", objective="labels", train=("visual",), steps=100, batch=1, learning_rate=1.0, min_learning_rate=0.1, warmup_steps=10
+    )
+    rates = [learning_rate(stage, step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0)
+    assert rates[10:] == sorted(rates[10:], reverse=True) and rates[-1] == pytest.approx(0.1, abs=0.01)

@@ -1,0 +1,155 @@
+"""Whole runs of a tiny recipe: every objective, resumed = uninterrupted, and what may not be resumed."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from qwen_vl.errors import CheckpointError, ConfigError
+from qwen_vl.modeling.model import QWenLMHeadModel
+from qwen_vl.processing.tokenization import QWenTokenizer
+from qwen_vl.training import run
+from qwen_vl.training.run import train
+
+RECIPE = """
+name = "tiny"
+seed = 3
+
+[model]
+hidden_size = 128
+num_layers = 1
+num_heads = 2
+mlp_dim = 32
+seq_length = 512
+image_size = 40
+patch_size = 10
+num_queries = 4
+vision_width = 16
+vision_layers = 1
+vision_heads = 2
+vision_mlp_ratio = 2.0
+num_ranks = 300
+vocabulary_scenes = 5
+
+[[stage]]
+name = "tower"
+objective = "labels"
+train = ["visual", "resampler", "heads"]
+steps = 3
+batch = 2
+learning_rate = 1e-3
+
+[[stage]]
+name = "language"
+objective = "symbols"
+train = ["language", "symbols"]
+steps = 3
+batch = 2
+learning_rate = 1e-3
+max_tokens = 250
+
+[[stage]]
+name = "imitate"
+objective = "imitate"
+train = ["visual", "resampler", "heads"]
+label_weight = 0.1
+steps = 2
+batch = 2
+learning_rate = 1e-3
+
+[[stage]]
+name = "answers"
+objective = "answers"
+train = ["visual", "resampler", "language", "heads"]
+label_weight = 0.1
+steps = 4
+batch = 2
+learning_rate = 1e-3
+max_tokens = 250
+"""
+
+
+class Stopped(Exception):
+    """Stands for a kill."""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(run, "NUM_WORKERS", 0)
+    monkeypatch.setattr(run, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(run, "LOG_STEPS", 1)
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE, encoding="utf-8")
+    return path
+
+
+def test_a_resumed_run_ends_in_the_same_weights(recipe: Path, tmp_path: Path) -> None:
+    whole = train(recipe, tmp_path / "whole")
+
+    def stop(stage: str, step: int, steps: int, losses: dict[str, float]) -> None:
+        if (stage, step) in {("language", 2), ("answers", 3)}:
+            raise Stopped
+
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            train(recipe, tmp_path / "cut", report=stop)
+        # The step whose report raised was not saved: it runs again. Only its stop is taken away.
+        stop_at = json.loads((tmp_path / "cut" / "log.jsonl").read_text().splitlines()[-1])
+        if stop_at["stage"] == "language":
+            train(recipe, tmp_path / "cut", only="language")
+    resumed = train(recipe, tmp_path / "cut")
+    first, second = (load_file(folder / "model.safetensors") for folder in (whole, resumed))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+def test_the_finished_model_loads_and_chats(recipe: Path, tmp_path: Path) -> None:
+    folder = train(recipe, tmp_path / "run")
+    model, tokenizer = QWenLMHeadModel.from_pretrained(folder), QWenTokenizer.from_pretrained(folder)
+    assert model.dtype == torch.float32
+    reply, history = model.chat(tokenizer, "你好", None, max_new_tokens=3)
+    assert isinstance(reply, str) and len(history) == 1
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [row["stage"] for row in rows] == ["tower"] * 3 + ["language"] * 3 + ["imitate"] * 2 + ["answers"] * 4
+    assert all(row["loss"] == row["loss"] for row in rows)
+
+
+def test_stages_side_by_side_equal_stages_in_turn(recipe: Path, tmp_path: Path) -> None:
+    train(recipe, tmp_path / "apart", only="language")
+    train(recipe, tmp_path / "apart", only="tower")
+    for name in ("tower", "language"):
+        train(recipe, tmp_path / "turn", only=name)
+    for name in ("tower", "language"):
+        weights = [load_file(tmp_path / run_name / "stages" / name / "weights.safetensors") for run_name in ("apart", "turn")]
+        assert all(torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items())
+
+
+def test_a_changed_stage_or_model_is_refused(recipe: Path, tmp_path: Path) -> None:
+    train(recipe, tmp_path / "run", only="tower")
+    recipe.write_text(RECIPE.replace("batch = 2", "batch = 3", 1), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="begun with batch=2"):
+        train(recipe, tmp_path / "run", only="tower")
+    recipe.write_text(RECIPE.replace("mlp_dim = 32", "mlp_dim = 48"), encoding="utf-8")
+    with pytest.raises(ConfigError, match="other model sizes"):
+        train(recipe, tmp_path / "run")
+    with pytest.raises(ConfigError, match="no stage 'none'"):
+        train(recipe, tmp_path / "other", only="none")
+
+
+def test_a_damaged_checkpoint_is_named(recipe: Path, tmp_path: Path) -> None:
+    folder = train(recipe, tmp_path / "run", only="tower")
+    weights = folder / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    with pytest.raises(CheckpointError, match="weights.safetensors is missing or damaged"):
+        train(recipe, tmp_path / "run", only="tower")
+
+
+def test_a_save_cut_between_its_renames_leaves_the_earlier_checkpoint(recipe: Path, tmp_path: Path) -> None:
+    folder = train(recipe, tmp_path / "run", only="tower")
+    folder.rename(folder.with_name("tower.old"))
+    assert train(recipe, tmp_path / "run", only="tower") == folder
