@@ -81,13 +81,13 @@ class ChatMixin:
     def _chat_inputs(
         self, tokenizer: Any, query: str, history: Any, system: str, stop_words_ids: Any, generation_config: Any, kwargs: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Any]]:
-        generation_config = generation_config or self.generation_config  # type: ignore[attr-defined]
-        chat_format = kwargs.pop("chat_format", getattr(generation_config, "chat_format", None))
+        settings = generation_config or self.generation_config  # type: ignore[attr-defined]
+        chat_format = kwargs.pop("chat_format", getattr(settings, "chat_format", None))
         if chat_format != "chatml":
             raise PromptError(
                 f"chat needs a chat checkpoint (chat_format 'chatml'), but this one says {chat_format!r}; for a base model call generate() on plain text"
             )
-        max_window_size = kwargs.pop("max_window_size", None) or getattr(generation_config, "max_window_size", DEFAULT_MAX_WINDOW_SIZE)
+        max_window_size = kwargs.pop("max_window_size", None) or getattr(settings, "max_window_size", DEFAULT_MAX_WINDOW_SIZE)
         _, ids = tokenizer.build_chat_context(query, history=history, system=system, max_window_size=max_window_size)
         stop_words = [*(stop_words_ids or []), [tokenizer.im_end_id], [tokenizer.im_start_id]]
         input_ids = torch.tensor([ids], device=self.device)  # type: ignore[attr-defined]

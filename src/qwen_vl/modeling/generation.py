@@ -59,29 +59,29 @@ class QWenGenerationMixin(GenerationMixin):
             stop_words_ids: list of token-id lists; when a sequence ends with one, the end token follows. Default: the generation config's.
             pixel_values / image_features: pictures of the spans in `input_ids`, as in `forward`.
         """
-        generation_config = generation_config or self.generation_config
+        settings = generation_config or self.generation_config
         stop_words_ids = kwargs.pop("stop_words_ids", None)
         if stop_words_ids is None:
-            stop_words_ids = getattr(generation_config, "stop_words_ids", None)
+            stop_words_ids = getattr(settings, "stop_words_ids", None)
         processors = LogitsProcessorList(logits_processor or [])
         if stop_words_ids is not None:
-            processors.append(StopWords(stop_words_ids, _first_eos(kwargs.get("eos_token_id", generation_config.eos_token_id))))
+            processors.append(StopWords(stop_words_ids, _first_eos(kwargs.get("eos_token_id", settings.eos_token_id))))
         if self.config.visual is not None and self.config.image_start_id + 3 < self.config.vocab_size:
             processors.append(OnlyTokens(self.config.image_start_id + 3))
         input_ids = inputs if inputs is not None else kwargs.get("input_ids")
         if input_ids is not None and kwargs.get("inputs_embeds") is None:
-            kwargs = self._with_pictures(input_ids, generation_config, kwargs)
+            kwargs = self._with_pictures(input_ids, settings, kwargs)
         return super().generate(inputs, generation_config=generation_config, logits_processor=processors, **kwargs)
 
     @torch.no_grad()
-    def _with_pictures(self, input_ids: Tensor, generation_config: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _with_pictures(self, input_ids: Tensor, settings: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Encode the pictures once, before any expansion to beams, and state the prompts' lengths for a prefill in chunks."""
         cache = kwargs.get("past_key_values")
         past_length = int(cache.get_seq_length()) if cache is not None else 0
         if kwargs.get("image_features") is None:
             pixel_values = kwargs.pop("pixel_values", None)
             kwargs["image_features"] = self.resolve_image_features(input_ids, pixel_values, past_length)  # type: ignore[attr-defined]
-        chunk_size = kwargs.get("prefill_chunk_size", generation_config.prefill_chunk_size)
+        chunk_size = kwargs.get("prefill_chunk_size", settings.prefill_chunk_size)
         if chunk_size is not None:
             if kwargs["image_features"] is not None:
                 raise ConfigError("prefill_chunk_size cannot be combined with pictures: a chunk could end inside one; leave it out")

@@ -106,7 +106,9 @@ class QWenModel(QWenPreTrainedModel):
             return embeds
         return merge_features(embeds, find_spans(input_ids, self.config.image_start_id, self.config.image_slots), image_features)
 
-    def _positions(self, embeds: Tensor, mask: Any, position_ids: Tensor | None, cache: Cache | None, prompt_lengths: Tensor | None) -> tuple[Any, ...]:
+    def _positions(
+        self, embeds: Tensor, mask: Any, position_ids: Tensor | None, cache: Cache | None, prompt_lengths: Tensor | None
+    ) -> tuple[Any, ...]:
         """Work out position ids [batch, seq] and what they give to the layers; see `rotary` for the NTK rule."""
         batch, seq = embeds.shape[:2]
         if position_ids is None:
@@ -205,6 +207,7 @@ class QWenLMHeadModel(ChatMixin, QWenGenerationMixin, QWenPreTrainedModel):
         super().__init__(config)
         self.transformer = QWenModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.loss_type = "ForCausalLM"  # transformers would guess it from the class name, and warn
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
@@ -285,7 +288,9 @@ class QWenLMHeadModel(ChatMixin, QWenGenerationMixin, QWenPreTrainedModel):
             if image_features is None and self.training and self.config.visual is not None and _is_distributed():
                 inputs_embeds = inputs_embeds + 0 * self._blank_features().mean()
         elif pixel_values is not None or image_features is not None:
-            raise ShapeError("pictures need input_ids that say where they go; with inputs_embeds put their features in yourself (`transformer.embed`)")
+            raise ShapeError(
+                "pictures need input_ids that say where they go; with inputs_embeds put their features in yourself (`transformer.embed`)"
+            )
         outputs = self.transformer(
             inputs_embeds=inputs_embeds,
             past_key_values=past_key_values,
