@@ -7,18 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from qwen_vl.checkpoint import (
-    CheckpointFacts,
-    TensorFacts,
-    check_tensors,
-    count_stored_parameters,
-    expected_shapes,
-    find_weight_files,
-    name_kind,
-    read_checkpoint,
-    read_safetensors_header,
-)
+from qwen_vl.checkpoint import CheckpointFacts, count_stored_parameters, name_kind, read_checkpoint
 from qwen_vl.errors import CheckpointError
+from qwen_vl.modeling.folder import find_weight_files
+from qwen_vl.modeling.header import TensorFacts, read_safetensors_header
+from qwen_vl.modeling.shapes import check_tensors, expected_shapes
 
 RELEASED = {
     "model_type": "qwen",
@@ -90,7 +83,7 @@ def test_int4_codes_are_the_parameters_of_the_layer() -> None:
     config = {**RELEASED, "quantization_config": {"bits": 4}}
     facts = CheckpointFacts(folder=Path("x"), kind="Qwen-VL", config=config, generation_config={}, weight_files=(), tensors=tensors, num_bytes=0)
     assert sum(count_stored_parameters(facts).values()) == 9_656_935_168
-    check_tensors(facts)
+    check_tensors(facts.folder, facts.config, facts.tensors)
 
 
 def test_headers_are_read(tmp_path: Path) -> None:

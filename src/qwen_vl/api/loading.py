@@ -13,6 +13,7 @@ import torch
 from qwen_vl.checkpoint import CheckpointFacts, check_folder
 from qwen_vl.errors import CapacityError, CheckpointError, ConfigError, QwenVLError
 from qwen_vl.modeling.configuration import QWenConfig
+from qwen_vl.modeling.folder import looks_like_hub_name as looks_like_hub_name
 from qwen_vl.modeling.model import QWenLMHeadModel
 from qwen_vl.processing.tokenization import QWenTokenizer
 
@@ -47,12 +48,6 @@ def resolve_folder(name: str | Path | None) -> Path:
     if folder.exists() or not looks_like_hub_name(str(name)):
         return folder
     return fetch_from_hub(str(name))
-
-
-def looks_like_hub_name(name: str) -> bool:
-    """Tell whether this is written `owner/name` and not as a path."""
-    owner, slash, rest = name.partition("/")
-    return bool(slash and owner.strip(".~") and rest) and "/" not in rest and "\\" not in name
 
 
 def fetch_from_hub(name: str) -> Path:

@@ -1,6 +1,11 @@
-"""`from_pretrained` with the released precision arguments, strict about what the folder holds."""
+"""`from_pretrained` with the released precision arguments, strict about what the folder holds.
+
+A local folder is checked before transformers sees it: `folder` and `header` for its files, `pickles` for code in `.bin` files, `shapes` for
+the tensors. What comes from the hub by name is resolved by transformers; missing, extra and wrongly shaped tensors stop it as well.
+"""
 
 import pickle
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,6 +13,11 @@ from safetensors import SafetensorError
 from torch import nn
 
 from qwen_vl.errors import CheckpointError, ConfigError
+
+from .folder import FolderContents, looks_like_hub_name, read_folder
+from .header import TensorFacts
+from .pickles import check_pickle
+from .shapes import check_tensors
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
@@ -38,6 +48,7 @@ class LoadingMixin:
         Raises: CheckpointError when tensors are missing, extra or of the wrong shape, or a file is damaged; ConfigError for bad arguments.
         """
         flags = {name: kwargs.pop(name) for name in PRECISIONS if name in kwargs}
+        contents = _checked_contents(pretrained_model_name_or_path, kwargs)
         if config is None:
             hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
             dtype = {name: kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs}  # a config would keep it for itself
@@ -52,9 +63,12 @@ class LoadingMixin:
             raise CheckpointError(
                 f"{pretrained_model_name_or_path} is an Int4 (GPTQ) checkpoint, which this version does not load yet; use the bf16 checkpoint"
             )
+        if contents is not None and contents.tensors:
+            _check_stored_tensors(contents, config)
         if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
             kwargs["dtype"] = choose_dtype(config, kwargs.get("device_map"))
         wants_info = kwargs.pop("output_loading_info", False)
+        kwargs["ignore_mismatched_sizes"] = True  # so that they are listed below, all of them, and refused
         try:
             model, info = super().from_pretrained(  # type: ignore[misc]
                 pretrained_model_name_or_path, *args, config=config, output_loading_info=True, **kwargs
@@ -64,6 +78,8 @@ class LoadingMixin:
                 f"{pretrained_model_name_or_path}: a weight file is damaged or holds more than tensors; nothing of it was executed. "
                 "Fetch the file again, in safetensors if you can"
             ) from error
+        if not hasattr(model, "lm_head"):  # the decoder alone, from the folder of a whole model
+            info["unexpected_keys"] = set(info["unexpected_keys"]) - {"lm_head.weight"}
         _refuse_differences(str(pretrained_model_name_or_path), info)
         _fix_tables(model)
         return (model, info) if wants_info else model
@@ -74,6 +90,38 @@ def _fix_tables(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith("attn_pool.pos_embed"):
             parameter.requires_grad_(False)
+
+
+def _checked_contents(name: Any, kwargs: dict[str, Any]) -> FolderContents | None:
+    """Return the contents of a local folder; None for a name of the hub, or None as name.
+
+    Raises: CheckpointError for a folder that cannot be loaded safely and whole; ConfigError for arguments that would go around the checks.
+    """
+    if kwargs.get("weights_only", True) is not True or kwargs.get("gguf_file"):
+        raise ConfigError("weights_only=False and gguf_file= are not accepted: weights are read from safetensors, or from .bin files without code")
+    if name is None or (looks_like_hub_name(str(name)) and not Path(name).exists()):
+        return None
+    folder = Path(name, kwargs.get("subfolder") or "")
+    contents = read_folder(folder, variant=kwargs.get("variant"), use_safetensors=kwargs.get("use_safetensors"))
+    for file in contents.weight_files:
+        if file.suffix == ".bin":
+            check_pickle(file)
+    return contents
+
+
+def _check_stored_tensors(contents: FolderContents, config: Any) -> None:
+    """Raise: CheckpointError when the headers do not hold exactly the tensors of the config, before memory is used.
+
+    A folder of another architecture than the two of this package (a subclass with a head of its own) is compared after loading only.
+    """
+    architecture = (contents.config.get("architectures") or ["QWenLMHeadModel"])[0]
+    tensors = contents.tensors
+    if architecture == "QWenModel":  # saved without its head and without the prefix of its tensors
+        head = config.vocab_size, config.hidden_size
+        tensors = {f"transformer.{name}": facts for name, facts in tensors.items()} | {"lm_head.weight": TensorFacts("F32", head)}
+    elif architecture != "QWenLMHeadModel":
+        return
+    check_tensors(contents.folder, config.to_dict(), tensors)
 
 
 def _refuse_differences(name: str, info: Any) -> None:
