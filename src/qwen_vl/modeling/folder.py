@@ -174,7 +174,7 @@ def _files_of_index(path: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
     if len(weight_map) > MAX_TENSORS:
         raise CheckpointError(f"{path} names {len(weight_map)} tensors, more than {MAX_TENSORS}. Do not use this checkpoint.")
     names, folder = sorted(set(weight_map.values())), path.parent
-    outside = [name for name in names if Path(name).name != name or "\\" in name or "\0" in name]
+    outside = [name for name in names if Path(name).name != name or name in ("", "..") or "\\" in name or "\0" in name]
     if outside:
         raise CheckpointError(f"{path} names a file outside its folder: {outside[0][:80]!r}. Do not use this checkpoint.")
     suffix = ".safetensors" if ".safetensors.index." in path.name else ".bin"
@@ -216,4 +216,4 @@ def _read_headers(files: tuple[Path, ...], weight_map: Mapping[str, str]) -> dic
 def shorten(names: list[str], limit: int = 10) -> str:
     """Join the first few names and say how many more there are."""
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(name[:120] for name in names[:limit]) + rest
+    return ", ".join(name[:120] if name.isprintable() else repr(name[:120]) for name in names[:limit]) + rest

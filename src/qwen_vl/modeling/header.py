@@ -53,10 +53,11 @@ def parse_json(text: str) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"it names {next(name for name in record if names.count(name) > 1)[:80]!r} twice")
+    record: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in record:
+            raise ValueError(f"it names {name[:80]!r} twice")
+        record[name] = value
     return record
 
 
@@ -114,7 +115,7 @@ def _parse_header(text: str) -> dict[str, Any]:
     if not text.startswith("{"):
         raise ValueError("its header is not a JSON object")
     header: dict[str, Any] = parse_json(text)
-    if len(header) > MAX_TENSORS + 1:
+    if len(header.keys() - {"__metadata__"}) > MAX_TENSORS:
         raise ValueError(f"its header lists more than {MAX_TENSORS} tensors")
     return header
 
