@@ -25,6 +25,7 @@ def run(
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder for checkpoints, losses and the finished model")],
     resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Go on with the run that is in --out")] = False,
     stage: Annotated[str | None, typer.Option("--stage", metavar="NAME", help="Run this stage alone [default: all, then export]")] = None,
+    compile_blocks: Annotated[bool, typer.Option("--compile/--no-compile", help="Compile the model's blocks: faster, needs a C++ compiler")] = False,
     device: options.Device = None,
 ) -> None:
     """Train."""
@@ -37,7 +38,7 @@ def run(
     from qwen_vl.api.loading import resolve_device
     from qwen_vl.training.run import train
 
-    finished = train(recipe, out, only=stage, device=str(resolve_device(device)), report=show_progress)
+    finished = train(recipe, out, only=stage, device=str(resolve_device(device)), compile_blocks=compile_blocks, report=show_progress)
     note(f"wrote {finished}")
 
 

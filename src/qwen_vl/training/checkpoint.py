@@ -4,27 +4,29 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from qwen_vl.errors import CheckpointError
+
+from .optimizer import flatten_state, restore_state
 
 MANIFEST = "manifest.json"
 
 
-def save_checkpoint(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer | None, state: dict[str, Any]) -> None:
+def save_checkpoint(folder: Path, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], state: dict[str, Any]) -> None:
     """Write the weights that learn, the optimizer's state and `state` (JSON values) as one folder that replaces the earlier one."""
     work = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     trained = {name: parameter.detach().contiguous() for name, parameter in module.named_parameters() if parameter.requires_grad}
     save_file(trained, work / "weights.safetensors")
-    if optimizer is not None:
-        save_file(_flatten(optimizer), work / "optimizer.safetensors")
+    save_file(flatten_state(optimizers), work / "optimizer.safetensors")
     save_file({"torch": torch.get_rng_state()}, work / "random.safetensors")
     (work / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
     hashes = {path.name: _digest(path) for path in sorted(work.iterdir())}
@@ -47,35 +49,24 @@ def find_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def load_checkpoint(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
-    """Restore what `save_checkpoint` wrote and return its `state`. Raises: CheckpointError naming a damaged file."""
+def load_checkpoint(folder: Path, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
+    """Restore what `save_checkpoint` wrote and return its `state`; without optimizers, the weights alone.
+
+    Raises: CheckpointError naming a damaged file.
+    """
     for name, digest in json.loads((folder / MANIFEST).read_text(encoding="utf-8")).items():
         if not (folder / name).exists() or _digest(folder / name) != digest:
-            raise CheckpointError(f"{folder / name} is missing or damaged (its hash is not the manifest's); delete {folder} to start this stage again")
+            raise CheckpointError(
+                f"{folder / name} is missing or damaged (its hash is not the manifest's); delete {folder} to start this stage again"
+            )
     unknown = module.load_state_dict(load_file(folder / "weights.safetensors"), strict=False).unexpected_keys
     if unknown:
         raise CheckpointError(f"{folder} holds tensors that this model has not: {', '.join(unknown[:10])}; it belongs to another recipe")
-    if optimizer is not None:
-        _unflatten(optimizer, load_file(folder / "optimizer.safetensors"))
+    if optimizers:
+        restore_state(optimizers, load_file(folder / "optimizer.safetensors"))
     torch.set_rng_state(load_file(folder / "random.safetensors")["torch"])
     state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     return state
-
-
-def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
-        f"{index}.{name}": torch.as_tensor(value).contiguous()
-        for index, values in optimizer.state_dict()["state"].items()
-        for name, value in values.items()
-    }
-
-
-def _unflatten(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _digest(path: Path) -> str:

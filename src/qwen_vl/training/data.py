@@ -1,7 +1,9 @@
-"""The stream of lessons: which scenes and questions step s of a stage sees. A pure function of the recipe and the step, so a run can resume anywhere."""
+"""The stream of lessons: which scenes and questions step s of a stage sees.
+
+A pure function of the recipe and the step, so a run can resume anywhere.
+"""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,12 +33,12 @@ SECOND_PICTURE_OFFSET = 450_000_000  # seeds of the second pictures, far from al
 class LessonStream(IterableDataset[Batch]):
     """Yield the batches of a stage from `first_step` on. Several workers take turns by step."""
 
-    def __init__(self, stage: StageRecipe, tokenizer: QWenTokenizer, image_size: int, grid_side: int, first_step: int) -> None:
+    def __init__(self, stage: StageRecipe, tokenizer: QWenTokenizer, image_size: int, patch_size: int, grid_side: int, first_step: int) -> None:
         last_seed = stage.first_seed + stage.steps * stage.batch
         if last_seed >= EVALUATION_SEED_START - SECOND_PICTURE_OFFSET:
             raise ConfigError(f"stage {stage.name}: seeds up to {last_seed} leave the range of training scenes; lower first_seed or steps")
         self.stage, self.first_step = stage, first_step
-        self.image_size, self.grid_side = image_size, grid_side
+        self.image_size, self.patch_side, self.grid_side = image_size, image_size // patch_size, grid_side
         self.tokenizer = tokenizer
         self.writer = LessonWriter(tokenizer, stage.max_tokens)
 
@@ -51,8 +53,8 @@ class LessonStream(IterableDataset[Batch]):
     def make_batch(self, step: int) -> Batch:
         """Build the batch of one step.
 
-        Returns: `step`, `cells` of all pictures; `pixel_values` unless the objective is "symbols"; and, for objectives with answers, the
-        tensors of `collate` and `answer_tasks`, the task of each token as an index into TASK_NAMES.
+        Returns: `step`, and `cells` of all pictures. Besides, by objective: `pixel_values` unless it is "symbols"; `patches`, the labels by patch,
+        for "labels"; the tensors of `collate` and `answer_tasks`, each token's task as an index into TASK_NAMES, for "symbols" and "answers".
         """
         first = self.stage.first_seed + step * self.stage.batch
         lessons = [self._lesson(seed) for seed in range(first, first + self.stage.batch)]
@@ -60,6 +62,8 @@ class LessonStream(IterableDataset[Batch]):
         batch: Batch = {"step": step, "cells": stack_cells([label_cells(scene, self.grid_side) for scene in scenes])}
         if self.stage.objective != "symbols":
             batch["pixel_values"] = to_pixel_values([draw_scene(scene) for scene in scenes], self.image_size)
+        if self.stage.objective == "labels":
+            batch["patches"] = stack_cells([label_cells(scene, self.patch_side) for scene in scenes])
         if self.stage.objective in ("symbols", "answers"):
             # One length for all batches: lessons are filled nearly to it, and compiled blocks want a fixed shape.
             batch |= collate([lesson for lesson, _ in lessons], self.tokenizer.eod_id, self.stage.max_tokens)
@@ -91,8 +95,8 @@ def _task_of_tokens(lessons: Sequence[tuple[Lesson, list[Task]]], length: int) -
 
 
 def make_loader(
-    stage: StageRecipe, tokenizer: QWenTokenizer, image_size: int, grid_side: int, first_step: int, num_workers: int
+    stage: StageRecipe, tokenizer: QWenTokenizer, image_size: int, patch_size: int, grid_side: int, first_step: int, num_workers: int
 ) -> DataLoader[Batch]:
     """Return the loader of a stage's batches, drawn ahead in worker processes. Its order does not depend on the number of workers."""
-    stream = LessonStream(replace(stage), tokenizer, image_size, grid_side, first_step)
+    stream = LessonStream(stage, tokenizer, image_size, patch_size, grid_side, first_step)
     return DataLoader(stream, batch_size=None, num_workers=num_workers, prefetch_factor=6 if num_workers else None)

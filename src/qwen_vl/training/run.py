@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from qwen_vl.errors import CheckpointError, ConfigError
 from qwen_vl.processing.tokenization import QWenTokenizer
@@ -23,8 +24,9 @@ from qwen_vl.processing.tokenization import QWenTokenizer
 from .checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from .data import Batch, make_loader
 from .fresh import make_model, make_tokenizer
+from .optimizer import make_optimizers, set_learning_rate
 from .recipe import Recipe, StageRecipe, read_recipe
-from .stage import Pupil, batch_losses, parameter_groups
+from .stage import Pupil, batch_losses
 
 SAVE_SECONDS = 120.0
 LOG_STEPS = 50
@@ -61,7 +63,7 @@ def train(
         done = find_checkpoint(folder)
         if only is not None and stage.name != only:
             if done is not None:
-                load_checkpoint(done, pupil, None)
+                load_checkpoint(done, pupil, ())
             continue
         _run_stage(pupil, recipe, stage, tokenizer, folder, out / "log.jsonl", report)
         if only is not None:
@@ -81,43 +83,42 @@ def _prepare(recipe: Recipe, recipe_path: Path, out: Path) -> QWenTokenizer:
     return make_tokenizer(recipe.model, out / "tokenizer")
 
 
-def _run_stage(
-    pupil: Pupil, recipe: Recipe, stage: StageRecipe, tokenizer: QWenTokenizer, folder: Path, log: Path, report: Report | None
-) -> None:
+def _run_stage(pupil: Pupil, recipe: Recipe, stage: StageRecipe, tokenizer: QWenTokenizer, folder: Path, log: Path, report: Report | None) -> None:
     parameters = pupil.select(stage.train)
-    optimizer = torch.optim.AdamW(list(parameter_groups(parameters, stage.weight_decay)), lr=stage.learning_rate, betas=(0.9, stage.beta2), fused=True)
+    optimizers = make_optimizers(pupil, stage)
     first_step, done = 0, find_checkpoint(folder)
     if done is not None:
-        state = load_checkpoint(done, pupil, optimizer)
+        state = load_checkpoint(done, pupil, optimizers)
         _check_same(state, stage, folder)
         first_step = int(state["step"])
     if first_step >= stage.steps:
         return
     config = pupil.model.config
-    image_size, grid_side = int(config.visual["image_size"]), math.isqrt(config.image_slots)
+    visual = config.visual or {}
+    image_size, patch_size, grid_side = int(visual["image_size"]), int(visual["patch_size"]), math.isqrt(config.image_slots)
     place = next(pupil.parameters()).device
     pupil.train()
     meter = _Meter(stage, log, report)
     last_save = time.monotonic()
-    for batch in make_loader(stage, tokenizer, image_size, grid_side, first_step, NUM_WORKERS):
+    for batch in make_loader(stage, tokenizer, image_size, patch_size, grid_side, first_step, NUM_WORKERS):
         step = int(batch["step"])
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(stage, step)
-        meter.add(step, _step(pupil, stage, optimizer, parameters, _to(batch, place)))
+        set_learning_rate(optimizers, learning_rate(stage, step))
+        meter.add(step, _step(pupil, stage, optimizers, parameters, _to(batch, place)))
         if time.monotonic() - last_save > SAVE_SECONDS or step + 1 == stage.steps:
-            save_checkpoint(folder, pupil, optimizer, {"step": step + 1, "stage": asdict(stage)})
+            save_checkpoint(folder, pupil, optimizers, {"step": step + 1, "stage": asdict(stage)})
             last_save = time.monotonic()
 
 
-def _step(pupil: Pupil, stage: StageRecipe, optimizer: torch.optim.Optimizer, parameters: list[Any], batch: Batch) -> dict[str, Tensor]:
+def _step(pupil: Pupil, stage: StageRecipe, optimizers: list[Optimizer], parameters: list[Any], batch: Batch) -> dict[str, Tensor]:
     place = parameters[0].device
     with torch.autocast(place.type, dtype=torch.bfloat16, enabled=_has_fast_bfloat16(place)):
         loss, parts = batch_losses(pupil, stage, batch)
-    optimizer.zero_grad(set_to_none=True)
+    pupil.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(parameters, stage.clip)
     if torch.isfinite(loss):
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
     return {"loss": loss.detach(), **{name: value.detach() for name, value in parts.items()}}
 
 
@@ -135,7 +136,10 @@ def _has_fast_bfloat16(place: torch.device) -> bool:
 
 
 def _to(batch: Batch, place: torch.device) -> Batch:
-    return {name: _to(value, place) if isinstance(value, dict) else value.to(place) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    return {
+        name: _to(value, place) if isinstance(value, dict) else value.to(place) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+    }
 
 
 def _check_same(state: dict[str, Any], stage: StageRecipe, folder: Path) -> None:

@@ -1,8 +1,5 @@
 """One stage of training: which parts learn, and the loss of a batch under the stage's objective."""
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +20,7 @@ class Pupil(nn.Module):
         self.model = model
         self.symbols = SymbolicPictures(model.config.hidden_size)
         self.heads = CellHeads(model.config.hidden_size)
+        self.patch_heads = CellHeads(int(model.config.visual["width"]))
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
         """Return the parameters of each part that a recipe may name."""
@@ -37,7 +35,7 @@ class Pupil(nn.Module):
             "resampler": after,
             "language": language,
             "symbols": list(self.symbols.parameters()),
-            "heads": list(self.heads.parameters()),
+            "heads": [*self.heads.parameters(), *self.patch_heads.parameters()],
         }
 
     def select(self, names: tuple[str, ...]) -> list[nn.Parameter]:
@@ -55,10 +53,12 @@ def batch_losses(pupil: Pupil, stage: StageRecipe, batch: Batch) -> tuple[Tensor
     """Return the loss to minimise and its parts by name, for the record."""
     if stage.objective == "symbols":
         return _answer_losses(pupil, batch, pupil.symbols(batch["cells"]))
-    features = pupil.model.get_image_features(batch["pixel_values"])
+    visual = pupil.model.transformer.visual
+    patches = visual.encode_patches(batch["pixel_values"])
+    features = visual.summarize(patches)
     if stage.objective == "labels":
         labels = pupil.heads(features, batch["cells"])
-        return sum_of(labels), labels
+        return sum_of(labels) + sum_of(pupil.patch_heads(patches, batch["patches"])), labels
     if stage.objective == "imitate":
         target = pupil.symbols(batch["cells"]).detach()
         distance = (features.float() - target).pow(2).mean() / target.var()
@@ -88,10 +88,5 @@ def _answer_losses(pupil: Pupil, batch: Batch, features: Tensor) -> tuple[Tensor
 
 
 def sum_of(losses: dict[str, Tensor]) -> Tensor:
+    """Return the sum of scalar losses."""
     return torch.stack(list(losses.values())).sum()
-
-
-def parameter_groups(parameters: list[nn.Parameter], weight_decay: float) -> Iterator[dict[str, Any]]:
-    """Yield optimizer groups: matrices decay, vectors and norms do not."""
-    yield {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": weight_decay}
-    yield {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0}

@@ -49,7 +49,9 @@ class SymbolicPictures(nn.Module):
         places = torch.arange(NUM_TEXT_PLACES, device=kind.device) * NUM_CHARACTERS
         text = self.text(cells["text"] + places).sum(dim=-2) * (cells["text"][..., :1] > 0)
         edges = torch.einsum("ncem,emd->ncd", mark_weights(cells["edges"]), self.edges) * (kind > 0)[..., None]
-        return self.kind(kind) + self.colour(cells["colour"]) + self.is_centre(cells["is_centre"]) + self.background(cells["background"]) + text + edges
+        return (
+            self.kind(kind) + self.colour(cells["colour"]) + self.is_centre(cells["is_centre"]) + self.background(cells["background"]) + text + edges
+        )
 
 
 class CellHeads(nn.Module):

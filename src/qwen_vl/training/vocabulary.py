@@ -1,6 +1,7 @@
 """Learn a small byte-pair vocabulary; `processing.vocabulary.write_ranks` writes it in the released file format."""
 
 from collections.abc import Iterable
+
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from qwen_vl.errors import ConfigError
@@ -22,7 +23,9 @@ def learn_ranks(texts: Iterable[str], num_ranks: int) -> dict[bytes, int]:
     learner.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(SPLIT_PATTERN), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
-    trainer = trainers.BpeTrainer(vocab_size=num_ranks, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), max_token_length=MAX_TOKEN_BYTES, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=num_ranks, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), max_token_length=MAX_TOKEN_BYTES, show_progress=False
+    )
     learner.train_from_iterator(texts, trainer)
     letters = _letter_of_byte()
     byte_of = {letter: byte for byte, letter in letters.items()}

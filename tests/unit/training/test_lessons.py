@@ -77,7 +77,7 @@ def test_a_lesson_never_exceeds_its_length(tokenizer: QWenTokenizer) -> None:
 
 def test_a_step_depends_on_the_recipe_alone(tokenizer: QWenTokenizer) -> None:
     stage = StageRecipe(name="all", objective="answers", train=("language",), steps=5, batch=3, learning_rate=1e-3, max_tokens=300)
-    first, second = (LessonStream(stage, tokenizer, 40, 2, start).make_batch(3) for start in (0, 3))
+    first, second = (LessonStream(stage, tokenizer, 40, 10, 2, start).make_batch(3) for start in (0, 3))
     for name in ("input_ids", "labels", "attention_mask", "pixel_values", "answer_tasks"):
         assert torch.equal(first[name], second[name])
 
