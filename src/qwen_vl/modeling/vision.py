@@ -1,6 +1,5 @@
 """The vision tower: a plain ViT whose tokens a resampler summarises and projects to the language model's width."""
 
-
 import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -98,5 +97,8 @@ class VisionTransformer(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Encode pictures. Args: pixel_values [num_images, 3, image_size, image_size]. Returns: [num_images, image_slots, output_dim]."""
-        summary = self.attn_pool(self.encode_patches(pixel_values))
-        return self.ln_post(summary) @ self.proj  # right-multiplied as stored, not transposed
+        return self.summarize(self.encode_patches(pixel_values))
+
+    def summarize(self, patches: Tensor) -> Tensor:
+        """Run what follows the tower. Args: patches [num_images, num_patches, width]. Returns: [num_images, image_slots, output_dim]."""
+        return self.ln_post(self.attn_pool(patches)) @ self.proj  # right-multiplied as stored, not transposed
