@@ -106,8 +106,7 @@ def row(ids: Tensor) -> Tensor:
     return ids[None]
 
 
-def greedy(model: QWenLMHeadModel, input_ids: Tensor, max_new_tokens: int, **kwargs: Any) -> Tensor:
-    """Generate greedily for whole rows without padding, unless a mask says otherwise. Returns: [batch, seq + new]."""
+def greedy(model: QWenLMHeadModel, input_ids: Tensor, max_new_tokens: int, **kwargs: Any) -> Any:
+    """Generate greedily for whole rows without padding, unless a mask says otherwise. Returns: [batch, seq + new], or the output with details."""
     kwargs.setdefault("attention_mask", torch.ones_like(input_ids))
-    output_ids: Tensor = model.generate(input_ids, max_new_tokens=max_new_tokens, do_sample=False, **kwargs)
-    return output_ids
+    return model.generate(input_ids, max_new_tokens=max_new_tokens, do_sample=False, **kwargs)
