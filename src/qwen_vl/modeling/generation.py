@@ -31,6 +31,7 @@ class StopWords(LogitsProcessor):
         self.eos_token_id = eos_token_id
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        scores = scores.clone()  # the caller's logits are an output of generate
         for word in self.words:
             if len(word) <= input_ids.shape[1]:
                 matches = (input_ids[:, -len(word) :] == input_ids.new_tensor(word)).all(dim=-1)
@@ -45,8 +46,8 @@ class OnlyTokens(LogitsProcessor):
         self.num_tokens = num_tokens
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        scores[:, self.num_tokens :] = float("-inf")
-        return scores
+        has_no_token = torch.arange(scores.shape[-1], device=scores.device) >= self.num_tokens
+        return scores.masked_fill(has_no_token, float("-inf"))
 
 
 class QWenGenerationMixin(GenerationMixin):
@@ -75,20 +76,26 @@ class QWenGenerationMixin(GenerationMixin):
 
     @torch.no_grad()
     def _with_pictures(self, input_ids: Tensor, settings: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Encode the pictures once, before any expansion to beams, and state the prompts' lengths for a prefill in chunks."""
+        """Encode the pictures once, before any expansion to beams, and state the prompts' lengths: they decide the NTK factor to the end."""
         cache = kwargs.get("past_key_values")
         past_length = int(cache.get_seq_length()) if cache is not None else 0
-        if kwargs.get("image_features") is None:
-            pixel_values = kwargs.pop("pixel_values", None)
-            kwargs["image_features"] = self.resolve_image_features(input_ids, pixel_values, past_length)  # type: ignore[attr-defined]
-        chunk_size = kwargs.get("prefill_chunk_size", settings.prefill_chunk_size)
-        if chunk_size is not None:
-            if kwargs["image_features"] is not None:
-                raise ConfigError("prefill_chunk_size cannot be combined with pictures: a chunk could end inside one; leave it out")
-            mask = kwargs.get("attention_mask")
-            lengths = mask.sum(dim=-1) if mask is not None else torch.full((len(input_ids),), input_ids.shape[1], device=input_ids.device)
-            kwargs["prompt_lengths"] = lengths
-        return {name: value for name, value in kwargs.items() if value is not None or name not in ("image_features", "prompt_lengths")}
+        features = kwargs.pop("image_features", None)
+        pixel_values = kwargs.pop("pixel_values", None)
+        if features is None:
+            features = self.resolve_image_features(input_ids, pixel_values, past_length)  # type: ignore[attr-defined]
+        if features is not None and kwargs.get("prefill_chunk_size", settings.prefill_chunk_size) is not None:
+            raise ConfigError("prefill_chunk_size cannot be combined with pictures: a chunk could end inside one; leave it out")
+        if self.config.visual is not None:
+            # Not None, even without pictures: what the model writes is never searched for them.
+            kwargs["image_features"] = self._no_features() if features is None else features
+        mask = kwargs.get("attention_mask")
+        is_padding_mask = isinstance(mask, Tensor) and mask.ndim == 2
+        lengths = mask.sum(dim=-1) if is_padding_mask else torch.full((len(input_ids),), input_ids.shape[1], device=input_ids.device)
+        return {**kwargs, "prompt_lengths": lengths}
+
+    def _no_features(self) -> Tensor:
+        """Return the features of no pictures: [0, image_slots, hidden_size]."""
+        return torch.empty(0, self.config.image_slots, self.config.hidden_size)
 
     def prepare_inputs_for_generation(
         self,
@@ -100,9 +107,9 @@ class QWenGenerationMixin(GenerationMixin):
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        # Features belong to the prompt: they are passed with it and not with the one-token steps that follow from the cache.
-        if not is_first_iteration and past_key_values is not None:
-            kwargs.pop("image_features", None)
+        # Features belong to the prompt: they are passed with it and not with the steps that follow from the cache.
+        if not is_first_iteration and past_key_values is not None and "image_features" in kwargs:
+            kwargs["image_features"] = self._no_features()
         result: dict[str, Any] = super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
@@ -119,7 +126,7 @@ class QWenGenerationMixin(GenerationMixin):
     ) -> tuple[Tensor, dict[str, Any]]:
         """Repeat every row `expand_size` times, and with each row all of its pictures together."""
         features = kwargs.pop("image_features", None)
-        if features is not None and input_ids is not None and expand_size > 1:
+        if features is not None and len(features) and input_ids is not None and expand_size > 1:
             past_length = 0 if kwargs.get("past_key_values") is None else int(kwargs["past_key_values"].get_seq_length())
             spans = find_spans(input_ids[:, past_length:], self.config.image_start_id, self.config.image_slots)
             counts = torch.bincount(spans[:, 0], minlength=len(input_ids)).tolist()

@@ -20,7 +20,7 @@ from .configuration import QWenConfig
 from .generation import QWenGenerationMixin
 from .language import Positions, QWenBlock, QWenRMSNorm
 from .loading import LoadingMixin
-from .pictures import find_spans, merge_features, read_paths
+from .pictures import find_spans, find_whole_spans, merge_features, read_paths
 from .resampler import CrossAttention, Resampler, sine_position_table
 from .rotary import QWenRotary, cache_level, logn_factor, ntk_level
 from .vision import VisionBlock, VisionTransformer
@@ -98,13 +98,13 @@ class QWenModel(QWenPreTrainedModel):
     def embed(self, input_ids: Tensor, image_features: Tensor | None = None) -> Tensor:
         """Embed token ids and put picture features into the spans' slots.
 
-        Args: input_ids [batch, seq]; image_features [num_spans, image_slots, dim] or None.
+        Args: input_ids [batch, seq]; image_features [num_spans, image_slots, dim], or None or none of them: then nothing is looked for.
         Returns: [batch, seq, dim].
         """
         embeds = self.drop(self.wte(input_ids))
-        if image_features is None:
+        if image_features is None or not len(image_features):
             return embeds
-        return merge_features(embeds, find_spans(input_ids, self.config.image_start_id, self.config.image_slots), image_features)
+        return merge_features(embeds, find_whole_spans(input_ids, self.config.image_start_id, self.config.image_slots), image_features)
 
     def _positions(
         self, embeds: Tensor, mask: Any, position_ids: Tensor | None, cache: Cache | None, prompt_lengths: Tensor | None
@@ -277,8 +277,9 @@ class QWenLMHeadModel(ChatMixin, QWenGenerationMixin, QWenPreTrainedModel):
             position_ids: [batch, seq]; by default each row counts its own unpadded tokens.
             labels: [batch, seq]; the loss is the mean cross-entropy of the next token over labels that are not -100.
             pixel_values: [num_images, 3, image_size, image_size], pictures in the order of their spans, row by row;
-                or image_features [num_images, image_slots, dim] from `get_image_features`. Without both, `picture_loader` loads the spans' paths.
-            prompt_lengths: [batch], whole length of each prompt when it is prefilled in chunks; decides the NTK factor at the first chunk.
+                or image_features [num_images, image_slots, dim] from `get_image_features`, where none of them says that the ids hold no pictures.
+                Without both, `picture_loader` loads the spans' paths.
+            prompt_lengths: [batch], length of each prompt when it is prefilled in chunks or read again with what was generated; decides the NTK factor.
             logits_to_keep: compute logits for the last so many positions only; 0 for all.
         """
         if input_ids is not None and inputs_embeds is None:

@@ -22,6 +22,13 @@ def find_spans(input_ids: Tensor, image_start_id: int, image_slots: int) -> Tens
     return starts
 
 
+def find_whole_spans(input_ids: Tensor, image_start_id: int, image_slots: int) -> Tensor:
+    """Find the picture spans as `find_spans` does, and leave out starts and ends without their partner: a model may write them, and nobody may fail on that."""
+    starts = (input_ids == image_start_id).nonzero()
+    starts = starts[starts[:, 1] + image_slots + 1 < input_ids.shape[1]]
+    return starts[input_ids[starts[:, 0], starts[:, 1] + image_slots + 1] == image_start_id + 1]
+
+
 def slot_indices(spans: Tensor, image_slots: int) -> tuple[Tensor, Tensor]:
     """Return the rows and columns of all slots. Args: spans [num_spans, 2]. Returns: two [num_spans, image_slots]."""
     columns = spans[:, 1:] + torch.arange(1, image_slots + 1, device=spans.device)
@@ -52,7 +59,5 @@ def merge_features(inputs_embeds: Tensor, spans: Tensor, image_features: Tensor)
             f"{spans.shape[0]} picture spans in the token ids, but features of shape {tuple(image_features.shape)}; "
             f"expected one [image_slots, {inputs_embeds.shape[-1]}] per span"
         )
-    if not len(spans):
-        return inputs_embeds
     indices = slot_indices(spans, image_features.shape[1])
     return inputs_embeds.index_put(indices, image_features.to(inputs_embeds.device, inputs_embeds.dtype))
