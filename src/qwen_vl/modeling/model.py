@@ -23,7 +23,7 @@ from .loading import LoadingMixin
 from .pictures import find_spans, find_whole_spans, merge_features, read_paths
 from .resampler import CrossAttention, Resampler, sine_position_table
 from .rotary import QWenRotary, cache_level, logn_factor, ntk_level
-from .vision import VisionBlock, VisionTransformer
+from .vision import VisionTransformer
 
 PictureLoader = Callable[[list[str], int], Tensor]
 
@@ -67,11 +67,14 @@ class QWenPreTrainedModel(LoadingMixin, PreTrainedModel):
         elif isinstance(module, VisionTransformer):
             init.normal_(module.positional_embedding, std=module.positional_embedding.shape[1] ** -0.5)
             init.normal_(module.proj, std=module.proj.shape[0] ** -0.5)
-        if isinstance(module, (QWenBlock, VisionBlock)):
-            residual_std = std / math.sqrt(2 * self.config.num_hidden_layers)
-            for name, parameter in module.named_parameters():
-                if name.endswith("c_proj.weight"):
-                    init.normal_(parameter, mean=0.0, std=residual_std)
+
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        # By name and not per block: transformers asks a class from outside its own package only about modules that hold tensors themselves.
+        residual_std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
+        for name, parameter in self.named_parameters():
+            if name.endswith("c_proj.weight"):
+                init.normal_(parameter, mean=0.0, std=residual_std)
 
 
 class QWenModel(QWenPreTrainedModel):
@@ -279,7 +282,7 @@ class QWenLMHeadModel(ChatMixin, QWenGenerationMixin, QWenPreTrainedModel):
             pixel_values: [num_images, 3, image_size, image_size], pictures in the order of their spans, row by row;
                 or image_features [num_images, image_slots, dim] from `get_image_features`, where none of them says that the ids hold no pictures.
                 Without both, `picture_loader` loads the spans' paths.
-            prompt_lengths: [batch], length of each prompt when it is prefilled in chunks or read again with what was generated; decides the NTK factor.
+            prompt_lengths: [batch], length of each prompt, which decides the NTK factor, when it comes in chunks or with what was generated.
             logits_to_keep: compute logits for the last so many positions only; 0 for all.
         """
         if input_ids is not None and inputs_embeds is None:
