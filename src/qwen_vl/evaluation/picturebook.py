@@ -17,6 +17,7 @@ from qwen_vl.grounding.box import Box, iou
 from qwen_vl.grounding.text import count_unparsed, parse
 from qwen_vl.picturebook.catalog import EVALUATION_SEED_START
 from qwen_vl.picturebook.compare import compare_tasks
+from qwen_vl.picturebook.dialogue import Task
 from qwen_vl.picturebook.drawing import draw_scene
 from qwen_vl.picturebook.scene import Scene, make_scene
 from qwen_vl.picturebook.tasks import make_tasks
@@ -65,7 +66,7 @@ def write_exam(num_scenes: int, first_seed: int = EVALUATION_SEED_START) -> tupl
     partners = [make_scene(first_seed + COMPARE_SEED_STEP + index) for index in range(num_scenes)]
     questions = []
     for index, scene in enumerate(scenes):
-        asked = [((index,), task) for task in make_tasks(scene) if task.name in SHORT_TASKS + BOX_TASKS]
+        asked: list[tuple[tuple[int, ...], Task]] = [((index,), task) for task in make_tasks(scene) if task.name in SHORT_TASKS + BOX_TASKS]
         asked += [((index, num_scenes + index), task) for task in compare_tasks(scene, partners[index])[:2]]
         for places, task in asked:
             turn = task.turns[0]
@@ -112,7 +113,7 @@ def run_exam(
 @torch.no_grad()
 def _encode(vl: QwenVL, scenes: Sequence[Scene], batch_size: int) -> Tensor:
     """Return the features of all scenes, [num_scenes, image_slots, dim]."""
-    size = int(vl.model.config.visual["image_size"])
+    size = vl.model.transformer.visual.image_size
     parts = []
     for start in range(0, len(scenes), batch_size):
         pictures = [draw_scene(scene) for scene in scenes[start : start + batch_size]]

@@ -63,8 +63,8 @@ class CrossAttention(nn.Module):
         """Args: query [batch, num_queries, dim]; key, value [batch, num_patches, dim]. Returns: [batch, num_queries, dim]."""
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         projected = [nn.functional.linear(states, w, b) for states, w, b in zip((query, key, value), weights, biases, strict=True)]
-        heads = [states.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for states in projected]
-        mixed, _ = attend(self, self.config._attn_implementation, *heads, None, self.head_dim**-0.5, is_causal=False)
+        q, k, v = (states.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for states in projected)
+        mixed, _ = attend(self, self.config._attn_implementation, q, k, v, None, self.head_dim**-0.5, is_causal=False)
         return self.out_proj(mixed.flatten(2))
 
 

@@ -16,7 +16,7 @@ DEFAULT_IMAGE_SIZE = 448  # pixels per side
 _FIXED = {"image_mean": list(IMAGE_MEAN), "image_std": list(IMAGE_STD), "resample": 3, "do_convert_rgb": True}
 
 
-class QWenImageKwargs(ImagesKwargs, total=False):
+class QWenImageKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]  # a TypedDict of transformers
     """Settings of the image processor beyond transformers' own."""
 
     image_size: int

@@ -29,12 +29,15 @@ class Lesson:
     labels: list[int] = field(default_factory=list)
     branches: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
 
     def append(self, ids: list[int], *, branch: int, position: int, is_trained: bool) -> None:
         self.input_ids += ids
         self.labels += ids if is_trained else [IGNORED] * len(ids)
         self.branches += [branch] * len(ids)
         self.positions += range(position, position + len(ids))
+        # A long answer counts more than a short one, but not as much more as it is longer: digits of boxes would drown the words.
+        self.weights += [len(ids) ** -0.5] * len(ids)
 
 
 class LessonWriter:
@@ -80,11 +83,11 @@ class LessonWriter:
 def collate(lessons: Sequence[Lesson], pad_id: int, length: int) -> dict[str, Tensor]:
     """Stack lessons to tensors, padded to `length`.
 
-    Returns: input_ids, labels, position_ids [batch, length] and the boolean attention_mask [batch, 1, length, length].
+    Returns: input_ids, labels, position_ids, answer_weights [batch, length] and the boolean attention_mask [batch, 1, length, length].
     """
 
-    def stacked(rows: list[list[int]], fill: int) -> Tensor:
-        return torch.tensor([row + [fill] * (length - len(row)) for row in rows])
+    def stacked(rows: Sequence[Sequence[float]], fill: float) -> Tensor:
+        return torch.tensor([[*row, *[fill] * (length - len(row))] for row in rows])
 
     branches = stacked([lesson.branches for lesson in lessons], -1)
     causal = torch.ones(length, length, dtype=torch.bool).tril()
@@ -93,5 +96,6 @@ def collate(lessons: Sequence[Lesson], pad_id: int, length: int) -> dict[str, Te
         "input_ids": stacked([lesson.input_ids for lesson in lessons], pad_id),
         "labels": stacked([lesson.labels for lesson in lessons], IGNORED),
         "position_ids": stacked([lesson.positions for lesson in lessons], 0),
+        "answer_weights": stacked([lesson.weights for lesson in lessons], 0.0),
         "attention_mask": (sees & causal)[:, None],
     }

@@ -20,7 +20,7 @@ class Pupil(nn.Module):
         self.model = model
         self.symbols = SymbolicPictures(model.config.hidden_size)
         self.heads = CellHeads(model.config.hidden_size)
-        self.patch_heads = CellHeads(int(model.config.visual["width"]))
+        self.patch_heads = CellHeads(model.transformer.visual.conv1.out_channels)
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
         """Return the parameters of each part that a recipe may name."""
@@ -71,7 +71,7 @@ def batch_losses(pupil: Pupil, stage: StageRecipe, batch: Batch) -> tuple[Tensor
 
 
 def _answer_losses(pupil: Pupil, batch: Batch, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the mean cross-entropy over answer tokens, and the same for each task. The head runs on answers only."""
+    """Return the weighted cross-entropy over answer tokens, and the plain mean of each task. The head runs on answers only."""
     embeds = pupil.model.transformer.embed(batch["input_ids"], features.to(pupil.model.dtype))
     states = pupil.model.transformer(
         inputs_embeds=embeds, attention_mask=batch["attention_mask"], position_ids=batch["position_ids"], use_cache=False
@@ -84,7 +84,8 @@ def _answer_losses(pupil: Pupil, batch: Batch, features: Tensor) -> tuple[Tensor
     sums = torch.zeros(len(TASK_NAMES), device=losses.device).index_add(0, tasks, losses.detach())
     counts = torch.bincount(tasks, minlength=len(TASK_NAMES))
     parts = {name: sums[index] / counts[index] for index, name in enumerate(TASK_NAMES) if counts[index]}
-    return losses.mean(), parts
+    weights = batch["answer_weights"][:, 1:][is_answer]
+    return (losses * weights).sum() / weights.sum(), parts
 
 
 def sum_of(losses: dict[str, Tensor]) -> Tensor:
