@@ -85,7 +85,8 @@ class ChatMixin:
         chat_format = kwargs.pop("chat_format", getattr(settings, "chat_format", None))
         if chat_format != "chatml":
             raise PromptError(
-                f"chat needs a chat checkpoint (chat_format 'chatml'), but this one says {chat_format!r}; for a base model call generate() on plain text"
+                f"chat needs a chat checkpoint (chat_format 'chatml'), but this one says {chat_format!r}; "
+                "for a base model call generate() on plain text"
             )
         max_window_size = kwargs.pop("max_window_size", None) or getattr(settings, "max_window_size", DEFAULT_MAX_WINDOW_SIZE)
         _, ids = tokenizer.build_chat_context(query, history=history, system=system, max_window_size=max_window_size)

@@ -89,9 +89,9 @@ class QWenGenerationMixin(GenerationMixin):
             # Not None, even without pictures: what the model writes is never searched for them.
             kwargs["image_features"] = self._no_features() if features is None else features
         mask = kwargs.get("attention_mask")
-        is_padding_mask = isinstance(mask, Tensor) and mask.ndim == 2
-        lengths = mask.sum(dim=-1) if is_padding_mask else torch.full((len(input_ids),), input_ids.shape[1], device=input_ids.device)
-        return {**kwargs, "prompt_lengths": lengths}
+        if not isinstance(mask, Tensor) or mask.ndim != 2:
+            mask = torch.ones_like(input_ids)
+        return {**kwargs, "prompt_lengths": mask.sum(dim=-1)}
 
     def _no_features(self) -> Tensor:
         """Return the features of no pictures: [0, image_slots, hidden_size]."""
@@ -148,7 +148,7 @@ class QWenGenerationMixin(GenerationMixin):
             try:
                 self.generate(input_ids, streamer=streamer, stopping_criteria=criteria, **kwargs)
                 streamer.items.put(None)
-            except BaseException as error:  # the consumer raises it; a thread has no other way to report
+            except BaseException as error:  # noqa: BLE001  the consumer raises it; a thread has no other way to report
                 streamer.items.put(error)
 
         thread = threading.Thread(target=work, daemon=True)

@@ -29,7 +29,7 @@ class QWenRMSNorm(nn.Module):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Positions:
-    """What the positions of a forward pass give to every layer: cosines and sines [batch, 1, seq, dim] and logn factors [batch, 1, seq, 1] or None."""
+    """What positions give to every layer: cosines and sines [batch, 1, seq, dim], and logn factors [batch, 1, seq, 1] or None."""
 
     cos: Tensor
     sin: Tensor

@@ -23,7 +23,7 @@ def find_spans(input_ids: Tensor, image_start_id: int, image_slots: int) -> Tens
 
 
 def find_whole_spans(input_ids: Tensor, image_start_id: int, image_slots: int) -> Tensor:
-    """Find the picture spans as `find_spans` does, and leave out starts and ends without their partner: a model may write them, and nobody may fail on that."""
+    """Find the picture spans as `find_spans` does, but leave out starts and ends without their partner: a model may write them."""
     starts = (input_ids == image_start_id).nonzero()
     starts = starts[starts[:, 1] + image_slots + 1 < input_ids.shape[1]]
     return starts[input_ids[starts[:, 0], starts[:, 1] + image_slots + 1] == image_start_id + 1]

@@ -15,12 +15,12 @@ NUM_NTK_LEVELS = 12  # level k serves prompts up to 2^k times `seq_length`
 
 
 def ntk_alpha(level: int) -> int:
-    """Return the factor of an NTK level: 1, 3, 7, 15, ..; equals 2^ceil(log2(n / S) + 1) - 1 for a prompt of n tokens with S 2^(level-1) < n <= S 2^level."""
+    """Return the factor of an NTK level: 1, 3, 7, 15, ..; for a prompt of n tokens it equals max(1, 2^ceil(log2(n / S) + 1) - 1)."""
     return int(2 ** (level + 1)) - 1
 
 
 def ntk_level(prompt_lengths: Tensor, seq_length: int) -> Tensor:
-    """Return the NTK level of each prompt. Args: prompt_lengths [batch] of whole numbers. Returns: [batch], 0 for prompts within the training length."""
+    """Return the NTK level of each prompt [batch], 0 within the training length. Args: prompt_lengths [batch] of whole numbers."""
     bounds = seq_length * 2 ** torch.arange(NUM_NTK_LEVELS - 1, device=prompt_lengths.device)
     return (prompt_lengths[:, None] > bounds).sum(dim=-1)
 
