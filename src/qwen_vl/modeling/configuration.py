@@ -1,6 +1,7 @@
 """The model's configuration, with the released field names (`config.json` of Qwen-VL)."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -8,6 +9,7 @@ from transformers import PreTrainedConfig
 from qwen_vl.errors import ConfigError
 
 DEFAULT_IMAGE_SLOTS = 256  # queries of the released resampler; the released `visual` dict does not state them
+PRECISION_FLAGS = ("bf16", "fp16", "fp32")
 VISUAL_KEYS = frozenset({"heads", "image_size", "image_start_id", "layers", "mlp_ratio", "n_queries", "output_dim", "patch_size", "width"})
 REQUIRED_VISUAL_KEYS = VISUAL_KEYS - {"n_queries"}
 
@@ -54,13 +56,22 @@ class QWenConfig(PreTrainedConfig):
         # A folder's auto_map names code that we never run; keeping it would write a stale pointer into what we save.
         kwargs.pop("auto_map", None)
         if "audio" in kwargs:
-            raise ConfigError("this is a Qwen-Audio checkpoint (its config has an `audio` part); this package loads Qwen-VL and text-only Qwen models")
+            raise ConfigError(
+                "this is a Qwen-Audio checkpoint (its config has an `audio` part); this package loads Qwen-VL and text-only Qwen models"
+            )
         self._check_sizes()
         if self.visual is not None:
             self.visual = _checked_visual(self.visual, self.hidden_size, self.vocab_size)
-        if sum((self.bf16, self.fp16, self.fp32)) > 1:
-            raise ConfigError('Only one of "bf16", "fp16", "fp32" can be true')
+        _refuse_two_precisions(vars(self))
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Make a configuration as transformers does; a precision flag that the caller sets replaces the folder's."""
+        _refuse_two_precisions(kwargs)
+        if any(kwargs.get(name) for name in PRECISION_FLAGS):
+            config_dict = config_dict | dict.fromkeys(PRECISION_FLAGS, False)
+        return super().from_dict(config_dict, **kwargs)
 
     def _check_sizes(self) -> None:
         limits = {
@@ -99,6 +110,12 @@ class QWenConfig(PreTrainedConfig):
     def image_start_id(self) -> int:
         """Token id of `<img>`; `</img>` is the next id and `<imgpad>` the one after. -1 for a text model."""
         return int(self.visual["image_start_id"]) if self.visual else -1
+
+
+def _refuse_two_precisions(fields: Mapping[str, Any]) -> None:
+    """Raise: ConfigError when more than one precision flag is true."""
+    if sum(bool(fields.get(name)) for name in PRECISION_FLAGS) > 1:
+        raise ConfigError('Only one of "bf16", "fp16", "fp32" can be true')
 
 
 def _checked_visual(visual: dict[str, Any], hidden_size: int, vocab_size: int) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class LoadingMixin:
         Raises: CheckpointError when tensors are missing, extra or of the wrong shape, or a file is damaged; ConfigError for bad arguments.
         """
         flags = {name: kwargs.pop(name) for name in PRECISIONS if name in kwargs}
+        kwargs.pop("resume_download", None)  # people's scripts pass it; downloads are always resumed
         contents = _checked_contents(pretrained_model_name_or_path, kwargs)
         if config is None:
             hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}

@@ -96,7 +96,7 @@ class QWenModel(QWenPreTrainedModel):
         return self.wte
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.wte = value
+        self.wte = value  # type: ignore[assignment]  # an adapter may wrap it
 
     def embed(self, input_ids: Tensor, image_features: Tensor | None = None) -> Tensor:
         """Embed token ids and put picture features into the spans' slots.
@@ -217,7 +217,7 @@ class QWenLMHeadModel(ChatMixin, QWenGenerationMixin, QWenPreTrainedModel):
         return self.lm_head
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.lm_head = new_embeddings
+        self.lm_head = new_embeddings  # type: ignore[assignment]
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """Encode pictures. Args: pixel_values [num_images, 3, image_size, image_size]. Returns: [num_images, image_slots, hidden_size]."""
