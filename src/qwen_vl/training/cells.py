@@ -60,6 +60,11 @@ def label_cells(scene: Scene, side: int) -> Cells:
     )
 
 
+def label_thing(thing: Thing, scene: Scene) -> tuple[int, int, tuple[float, float, float, float]]:
+    """Return a thing's labels: kind, colour and edges, as in `Cells`."""
+    return KIND_INDEX[thing.kind], COLOUR_INDEX[thing.colour], _box(thing, scene)
+
+
 def _box(thing: Thing, scene: Scene) -> tuple[float, float, float, float]:
     x1, y1, x2, y2 = thing.box_px
     return x1 / scene.width, y1 / scene.height, x2 / scene.width, y2 / scene.height

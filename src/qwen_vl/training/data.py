@@ -21,7 +21,7 @@ from qwen_vl.picturebook.tasks import TASK_NAMES, make_tasks, small_talk
 from qwen_vl.processing.images import to_pixel_values
 from qwen_vl.processing.tokenization import QWenTokenizer
 
-from .cells import label_cells
+from .cells import label_cells, label_thing
 from .lessons import Lesson, LessonWriter, collate
 from .recipe import StageRecipe
 from .symbols import stack_cells
@@ -54,7 +54,7 @@ class LessonStream(IterableDataset[Batch]):
         """Build the batch of one step.
 
         Returns: `step`, and `cells` of all pictures. Besides, by objective: `pixel_values` unless it is "symbols"; `patches`, the labels by patch,
-        for "labels"; the tensors of `collate` and `answer_tasks`, each token's task as an index into TASK_NAMES, for "symbols" and "answers".
+        for "labels"; the tensors of `collate`, `mentions` and `answer_tasks`, each token's task as an index into TASK_NAMES, for "symbols" and "answers".
         """
         first = self.stage.first_seed + step * self.stage.batch
         lessons = [self._lesson(seed) for seed in range(first, first + self.stage.batch)]
@@ -67,6 +67,7 @@ class LessonStream(IterableDataset[Batch]):
         if self.stage.objective in ("symbols", "answers"):
             # One length for all batches: lessons are filled nearly to it, and compiled blocks want a fixed shape.
             batch |= collate([lesson for lesson, _ in lessons], self.tokenizer.eod_id, self.stage.max_tokens)
+            batch["mentions"] = _label_mentions([lesson for lesson, _ in lessons], self.stage.max_tokens)
             batch["answer_tasks"] = _task_of_tokens(lessons, self.stage.max_tokens)
         return batch
 
@@ -92,6 +93,25 @@ def _task_of_tokens(lessons: Sequence[tuple[Lesson, list[Task]]], length: int) -
         names = [0, *(TASK_NAMES.index(task.name) for task in tasks)]
         indices[row, : len(lesson.branches)] = torch.tensor([names[branch] for branch in lesson.branches])
     return indices
+
+
+def _label_mentions(lessons: Sequence[Lesson], length: int) -> dict[str, Tensor]:
+    """Return where tokens name a thing, as an index into the flattened batch, and that thing's kind, colour and edges."""
+    places, kinds, colours, edges = [], [], [], []
+    for row, lesson in enumerate(lessons):
+        for column, thing in enumerate(lesson.mentions):
+            if thing is not None:
+                kind, colour, box = label_thing(thing, lesson.scenes[0])
+                places.append(row * length + column)
+                kinds.append(kind)
+                colours.append(colour)
+                edges.append(box)
+    return {
+        "places": torch.tensor(places, dtype=torch.long),
+        "kind": torch.tensor(kinds, dtype=torch.long),
+        "colour": torch.tensor(colours, dtype=torch.long),
+        "edges": torch.tensor(edges, dtype=torch.float32).reshape(-1, 4),
+    }
 
 
 def make_loader(

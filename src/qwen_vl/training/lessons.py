@@ -4,15 +4,16 @@ The questions share the picture's tokens and do not see each other: each is a br
 counts its positions from the end of the beginning. So a branch gives exactly the logits of a conversation of its own, at a fraction of the cost.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from qwen_vl.picturebook.catalog import COLOURS, KINDS
 from qwen_vl.picturebook.dialogue import Task
-from qwen_vl.picturebook.scene import Scene
+from qwen_vl.picturebook.scene import Scene, Thing
 from qwen_vl.processing.tokenization import QWenTokenizer
 from qwen_vl.prompt.chatml import DEFAULT_SYSTEM
 
@@ -30,14 +31,16 @@ class Lesson:
     branches: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
+    mentions: list[Thing | None] = field(default_factory=list)  # the one thing of the picture that a token names
 
-    def append(self, ids: list[int], *, branch: int, position: int, is_trained: bool) -> None:
+    def append(self, ids: list[int], *, branch: int, position: int, is_trained: bool, named: Mapping[int, Thing]) -> None:
         self.input_ids += ids
         self.labels += ids if is_trained else [IGNORED] * len(ids)
         self.branches += [branch] * len(ids)
         self.positions += range(position, position + len(ids))
         # A long answer counts more than a short one, but not as much more as it is longer: digits of boxes would drown the words.
         self.weights += [len(ids) ** -0.5] * len(ids)
+        self.mentions += [named.get(token) for token in ids]
 
 
 class LessonWriter:
@@ -46,23 +49,44 @@ class LessonWriter:
     def __init__(self, tokenizer: QWenTokenizer, max_tokens: int) -> None:
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
         self.encode = lru_cache(maxsize=50_000)(self._encode)
+        self.kind_of_token = self._tokens_of({name: kind.name for kind in KINDS for name in (kind.name, kind.zh)})
+        self.colour_of_token = self._tokens_of({name: colour.name for colour in COLOURS for name in (colour.name, colour.zh)})
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(text))
 
+    def _tokens_of(self, words: dict[str, str]) -> dict[int, str]:
+        """Return the tokens that are exactly one of the words, with or without a space before it, and what they stand for."""
+        tokens = {}
+        for word, meaning in words.items():
+            for text in (word, f" {word}"):
+                if len(ids := self.encode(text)) == 1:
+                    tokens[ids[0]] = meaning
+        return tokens
+
+    def _named_things(self, scenes: tuple[Scene, ...]) -> dict[int, Thing]:
+        """Return the tokens that name exactly one thing of the only picture, by its kind or its colour."""
+        if len(scenes) != 1:
+            return {}
+        things = scenes[0].things
+        kinds = {token: [thing for thing in things if thing.kind == kind] for token, kind in self.kind_of_token.items()}
+        colours = {token: [thing for thing in things if thing.colour == colour] for token, colour in self.colour_of_token.items()}
+        return {token: found[0] for token, found in [*kinds.items(), *colours.items()] if len(found) == 1}
+
     def write(self, scenes: tuple[Scene, ...], tasks: Sequence[Task], opening: int = 0) -> Lesson:
         """Pack the tasks about the scenes. Args: opening chooses how the pictures are introduced."""
         lesson = Lesson(scenes)
+        named = self._named_things(scenes)
         pictures = "\n".join(PICTURE_OPENINGS[opening % len(PICTURE_OPENINGS)].format(number + 1) for number in range(len(scenes)))
         beginning = [*self._message("system", DEFAULT_SYSTEM), *self.encode("\n<|im_start|>user\n"), *self.encode(pictures)]
-        lesson.append(beginning, branch=0, position=0, is_trained=False)
+        lesson.append(beginning, branch=0, position=0, is_trained=False, named={})
         for branch, task in enumerate(tasks, start=1):
             pieces = self._branch(task, follows_picture=bool(scenes))
             if len(lesson.input_ids) + sum(len(ids) for ids, _ in pieces) > self.max_tokens:
                 continue
             position = len(beginning)
             for ids, is_trained in pieces:
-                lesson.append(ids, branch=branch, position=position, is_trained=is_trained)
+                lesson.append(ids, branch=branch, position=position, is_trained=is_trained, named=named)
                 position += len(ids)
         return lesson
 

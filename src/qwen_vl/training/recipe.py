@@ -58,6 +58,7 @@ class StageRecipe:
     max_tokens: int = 512  # of a lesson
     num_questions: int = 100  # at most so many about a scene; fewer questions, more scenes
     label_weight: float = 0.0  # of the cells' labels beside the answers
+    mention_weight: float = 0.0  # of what tokens that name a thing know about it
     two_picture_share: float = 0.06  # of lessons
     talk_share: float = 0.03  # of lessons without a picture
     tasks: tuple[str, ...] = ()  # names of the tasks asked; empty: all

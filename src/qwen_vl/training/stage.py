@@ -9,7 +9,7 @@ from qwen_vl.picturebook.tasks import TASK_NAMES
 from .data import Batch
 from .lessons import IGNORED
 from .recipe import StageRecipe
-from .symbols import CellHeads, SymbolicPictures
+from .symbols import CellHeads, MentionHeads, SymbolicPictures
 
 
 class Pupil(nn.Module):
@@ -20,6 +20,7 @@ class Pupil(nn.Module):
         self.model = model
         self.symbols = SymbolicPictures(model.config.hidden_size)
         self.heads = CellHeads(model.config.hidden_size)
+        self.mention_heads = MentionHeads(model.config.hidden_size)
         self.patch_heads = CellHeads(model.transformer.visual.conv1.out_channels)
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
@@ -35,7 +36,7 @@ class Pupil(nn.Module):
             "resampler": after,
             "language": language,
             "symbols": list(self.symbols.parameters()),
-            "heads": [*self.heads.parameters(), *self.patch_heads.parameters()],
+            "heads": [*self.heads.parameters(), *self.patch_heads.parameters(), *self.mention_heads.parameters()],
         }
 
     def select(self, names: tuple[str, ...]) -> list[nn.Parameter]:
@@ -52,7 +53,7 @@ class Pupil(nn.Module):
 def batch_losses(pupil: Pupil, stage: StageRecipe, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the loss to minimise and its parts by name, for the record."""
     if stage.objective == "symbols":
-        return _answer_losses(pupil, batch, pupil.symbols(batch["cells"]))
+        return _answer_losses(pupil, stage, batch, pupil.symbols(batch["cells"]))
     visual = pupil.model.transformer.visual
     patches = visual.encode_patches(batch["pixel_values"])
     features = visual.summarize(patches)
@@ -64,18 +65,23 @@ def batch_losses(pupil: Pupil, stage: StageRecipe, batch: Batch) -> tuple[Tensor
         distance = (features.float() - target).pow(2).mean() / target.var()
         labels = pupil.heads(features, batch["cells"])
         return distance + stage.label_weight * sum_of(labels), {"distance": distance, **labels}
-    loss, parts = _answer_losses(pupil, batch, features)
+    loss, parts = _answer_losses(pupil, stage, batch, features)
     if stage.label_weight:
         loss = loss + stage.label_weight * sum_of(pupil.heads(features, batch["cells"]))
     return loss, parts
 
 
-def _answer_losses(pupil: Pupil, batch: Batch, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def _answer_losses(pupil: Pupil, stage: StageRecipe, batch: Batch, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the weighted cross-entropy over answer tokens, and the plain mean of each task. The head runs on answers only."""
     embeds = pupil.model.transformer.embed(batch["input_ids"], features.to(pupil.model.dtype))
-    states = pupil.model.transformer(
-        inputs_embeds=embeds, attention_mask=batch["attention_mask"], position_ids=batch["position_ids"], use_cache=False
-    ).last_hidden_state
+    outputs = pupil.model.transformer(
+        inputs_embeds=embeds,
+        attention_mask=batch["attention_mask"],
+        position_ids=batch["position_ids"],
+        use_cache=False,
+        output_hidden_states=True,
+    )
+    states = outputs.last_hidden_state
     targets = batch["labels"][:, 1:]
     is_answer = targets != IGNORED
     logits = pupil.model.lm_head(states[:, :-1][is_answer]).float()
@@ -85,7 +91,12 @@ def _answer_losses(pupil: Pupil, batch: Batch, features: Tensor) -> tuple[Tensor
     counts = torch.bincount(tasks, minlength=len(TASK_NAMES))
     parts = {name: sums[index] / counts[index] for index, name in enumerate(TASK_NAMES) if counts[index]}
     weights = batch["answer_weights"][:, 1:][is_answer]
-    return (losses * weights).sum() / weights.sum(), parts
+    loss = (losses * weights).sum() / weights.sum()
+    if stage.mention_weight and len(batch["mentions"]["places"]):
+        middle = outputs.hidden_states[pupil.model.config.num_hidden_layers // 2]
+        parts["mention"] = pupil.mention_heads(middle, batch["mentions"])
+        loss = loss + stage.mention_weight * parts["mention"]
+    return loss, parts
 
 
 def sum_of(losses: dict[str, Tensor]) -> Tensor:

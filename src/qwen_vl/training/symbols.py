@@ -80,6 +80,26 @@ class CellHeads(nn.Module):
         return losses
 
 
+class MentionHeads(nn.Module):
+    """Read kind, colour and edges of a thing from the state of a token that names it.
+
+    The loss teaches early layers to look a named thing up in the picture, which answers about it need and teach only slowly.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.sizes = (NUM_KINDS, NUM_COLOURS, 4 * NUM_MARKS)
+        self.norm = nn.LayerNorm(dim)
+        self.read = nn.Linear(dim, sum(self.sizes))
+
+    def forward(self, states: Tensor, mentions: BatchCells) -> Tensor:
+        """Return the summed losses. Args: states [batch, seq, dim]."""
+        named = states.flatten(0, 1)[mentions["places"]]  # [num_mentions, dim]
+        kind, colour, edges = self.read(self.norm(named)).float().split(self.sizes, dim=-1)
+        edge_loss = _cross_entropy(edges.unflatten(-1, (4, NUM_MARKS)), mark_weights(mentions["edges"]))
+        return _cross_entropy(kind, mentions["kind"]) + _cross_entropy(colour, mentions["colour"]) + edge_loss
+
+
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Return the mean cross-entropy over all leading axes; targets are indices or distributions."""
     is_distribution = target.is_floating_point()
