@@ -54,7 +54,7 @@ class LessonStream(IterableDataset[Batch]):
         """Build the batch of one step.
 
         Returns: `step`, and `cells` of all pictures. Besides, by objective: `pixel_values` unless it is "symbols"; `patches`, the labels by patch,
-        for "labels"; the tensors of `collate`, `mentions` and `answer_tasks`, each token's task as an index into TASK_NAMES, for "symbols" and "answers".
+        for "labels"; for "symbols" and "answers" the tensors of `collate`, `mentions`, and `answer_tasks`, each token's task in TASK_NAMES.
         """
         first = self.stage.first_seed + step * self.stage.batch
         lessons = [self._lesson(seed) for seed in range(first, first + self.stage.batch)]
@@ -96,17 +96,22 @@ def _task_of_tokens(lessons: Sequence[tuple[Lesson, list[Task]]], length: int) -
 
 
 def _label_mentions(lessons: Sequence[Lesson], length: int) -> dict[str, Tensor]:
-    """Return where tokens name a thing, as an index into the flattened batch, and that thing's kind, colour and edges."""
-    places, kinds, colours, edges = [], [], [], []
+    """Return which tokens name things, as indices into the flattened batch, and of how many; and of those that name one, its labels."""
+    named, counts, places, kinds, colours, edges = [], [], [], [], [], []
     for row, lesson in enumerate(lessons):
-        for column, thing in enumerate(lesson.mentions):
-            if thing is not None:
-                kind, colour, box = label_thing(thing, lesson.scenes[0])
+        for column, things in enumerate(lesson.mentions):
+            if things is not None:
+                named.append(row * length + column)
+                counts.append(len(things))
+            if things and len(things) == 1:
+                kind, colour, box = label_thing(things[0], lesson.scenes[0])
                 places.append(row * length + column)
                 kinds.append(kind)
                 colours.append(colour)
                 edges.append(box)
     return {
+        "named": torch.tensor(named, dtype=torch.long),
+        "count": torch.tensor(counts, dtype=torch.long),
         "places": torch.tensor(places, dtype=torch.long),
         "kind": torch.tensor(kinds, dtype=torch.long),
         "colour": torch.tensor(colours, dtype=torch.long),

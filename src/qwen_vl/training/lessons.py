@@ -31,9 +31,9 @@ class Lesson:
     branches: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
-    mentions: list[Thing | None] = field(default_factory=list)  # the one thing of the picture that a token names
+    mentions: list[tuple[Thing, ...] | None] = field(default_factory=list)  # the things of the picture that a token names; None if it names none
 
-    def append(self, ids: list[int], *, branch: int, position: int, is_trained: bool, named: Mapping[int, Thing]) -> None:
+    def append(self, ids: list[int], *, branch: int, position: int, is_trained: bool, named: Mapping[int, tuple[Thing, ...]]) -> None:
         self.input_ids += ids
         self.labels += ids if is_trained else [IGNORED] * len(ids)
         self.branches += [branch] * len(ids)
@@ -64,14 +64,13 @@ class LessonWriter:
                     tokens[ids[0]] = meaning
         return tokens
 
-    def _named_things(self, scenes: tuple[Scene, ...]) -> dict[int, Thing]:
-        """Return the tokens that name exactly one thing of the only picture, by its kind or its colour."""
+    def _named_things(self, scenes: tuple[Scene, ...]) -> dict[int, tuple[Thing, ...]]:
+        """Return what each token that names a kind or a colour stands for in the only picture: one thing, several, or none."""
         if len(scenes) != 1:
             return {}
         things = scenes[0].things
-        kinds = {token: [thing for thing in things if thing.kind == kind] for token, kind in self.kind_of_token.items()}
-        colours = {token: [thing for thing in things if thing.colour == colour] for token, colour in self.colour_of_token.items()}
-        return {token: found[0] for token, found in [*kinds.items(), *colours.items()] if len(found) == 1}
+        kinds = {token: tuple(thing for thing in things if thing.kind == kind) for token, kind in self.kind_of_token.items()}
+        return kinds | {token: tuple(thing for thing in things if thing.colour == colour) for token, colour in self.colour_of_token.items()}
 
     def write(self, scenes: tuple[Scene, ...], tasks: Sequence[Task], opening: int = 0) -> Lesson:
         """Pack the tasks about the scenes. Args: opening chooses how the pictures are introduced."""

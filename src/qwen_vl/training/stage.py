@@ -34,9 +34,9 @@ class Pupil(nn.Module):
         return {
             "visual": tower,
             "resampler": after,
-            "language": language,
+            "language": [*language, *self.mention_heads.parameters()],
             "symbols": list(self.symbols.parameters()),
-            "heads": [*self.heads.parameters(), *self.patch_heads.parameters(), *self.mention_heads.parameters()],
+            "heads": [*self.heads.parameters(), *self.patch_heads.parameters()],
         }
 
     def select(self, names: tuple[str, ...]) -> list[nn.Parameter]:

@@ -13,6 +13,7 @@ from qwen_vl.picturebook.catalog import BACKGROUNDS, COLOURS, KINDS
 from .cells import CHARACTERS, NUM_TEXT_PLACES, Cells
 
 NUM_KINDS, NUM_COLOURS, NUM_CHARACTERS = len(KINDS) + 1, len(COLOURS) + 1, len(CHARACTERS) + 1
+MAX_COUNT = 5
 NUM_MARKS = 41  # marks along each side of the picture; a coordinate lies between two of them
 BatchCells = dict[str, Tensor]
 
@@ -81,23 +82,25 @@ class CellHeads(nn.Module):
 
 
 class MentionHeads(nn.Module):
-    """Read kind, colour and edges of a thing from the state of a token that names it.
+    """Read from the state of a token that names things how many there are, and of a single one its kind, colour and edges.
 
     The loss teaches early layers to look a named thing up in the picture, which answers about it need and teach only slowly.
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.sizes = (NUM_KINDS, NUM_COLOURS, 4 * NUM_MARKS)
+        self.sizes = (NUM_KINDS, NUM_COLOURS, 4 * NUM_MARKS, MAX_COUNT + 1)
         self.norm = nn.LayerNorm(dim)
         self.read = nn.Linear(dim, sum(self.sizes))
 
     def forward(self, states: Tensor, mentions: BatchCells) -> Tensor:
         """Return the summed losses. Args: states [batch, seq, dim]."""
-        named = states.flatten(0, 1)[mentions["places"]]  # [num_mentions, dim]
-        kind, colour, edges = self.read(self.norm(named)).float().split(self.sizes, dim=-1)
+        flat = states.flatten(0, 1)
+        count = self.read(self.norm(flat[mentions["named"]])).float().split(self.sizes, dim=-1)[3]
+        kind, colour, edges, _ = self.read(self.norm(flat[mentions["places"]])).float().split(self.sizes, dim=-1)
         edge_loss = _cross_entropy(edges.unflatten(-1, (4, NUM_MARKS)), mark_weights(mentions["edges"]))
-        return _cross_entropy(kind, mentions["kind"]) + _cross_entropy(colour, mentions["colour"]) + edge_loss
+        losses = (_cross_entropy(kind, mentions["kind"]), _cross_entropy(colour, mentions["colour"]), edge_loss)
+        return torch.stack([*losses, 2 * _cross_entropy(count, mentions["count"].clamp(max=MAX_COUNT))]).sum()
 
 
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
