@@ -4,23 +4,30 @@ Each result is one JSON line, written when it is known. A second run with the sa
 by a kill is asked again. A file that holds another batch is refused, never overwritten.
 """
 
+import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
+
+import numpy as np
+from PIL import Image
 
 from qwen_vl.api.answer import Answer, Usage
 from qwen_vl.api.pictures import list_sources
 from qwen_vl.api.prompts import check_question
 from qwen_vl.api.sampling import Sampling
 from qwen_vl.errors import CapacityError, ConfigError, ImageError, PromptError
+from qwen_vl.processing.handles import picture_key
 from qwen_vl.processing.images import ImageSource
 
 Images = ImageSource | Sequence[ImageSource] | None
 Ask = Callable[..., Answer]
 LINE_START = b'{"index": '
 MAX_SOURCE_CHARS = 200  # of a picture's name in the file: data URIs are long
+DIGEST_DIGITS = 12
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,11 +52,29 @@ class BatchItem:
 
 
 def name_source(source: ImageSource) -> str:
-    """Return what stands for a picture in a file: its path or address, or its type."""
+    """Return what stands for a picture in a file: its path or address; for a picture without one, or with a long one, a digest of the content.
+
+    Without the digest another batch of data URIs, bytes or pictures would be taken for this one. Of a file object only the type is known.
+    """
     if isinstance(source, str | Path):
         name = str(source)
-        return name if len(name) <= MAX_SOURCE_CHARS else f"{name[:MAX_SOURCE_CHARS]}.."
-    return f"<{type(source).__name__}>"
+        return name if len(name) <= MAX_SOURCE_CHARS else f"{name[:MAX_SOURCE_CHARS]}..{digest(name.encode('utf-8', 'surrogatepass'))}"
+    kind = type(source).__name__
+    if isinstance(source, bytes):
+        return f"<{kind} {digest(source)}>"
+    if isinstance(source, np.ndarray):
+        return f"<{kind} {digest(f'{source.dtype} {source.shape} '.encode() + source.tobytes())}>"
+    if isinstance(source, Image.Image):
+        try:
+            return f"<{kind} {picture_key(source)[:DIGEST_DIGITS]}>"
+        except (OSError, ValueError, SyntaxError):  # a damaged file, opened but not read yet; asking about it says so
+            pass
+    return f"<{kind}>"
+
+
+def digest(content: bytes) -> str:
+    """Return the first digits of the content's SHA-256."""
+    return hashlib.sha256(content).hexdigest()[:DIGEST_DIGITS]
 
 
 def run_batch(
@@ -105,9 +130,10 @@ def answer_item(ask: Ask, item: BatchItem, sampling: dict[str, Any]) -> BatchIte
 
 
 def append_line(out: Path, record: dict[str, Any]) -> None:
-    """Add one line to the file. Raises: CapacityError or ConfigError if it cannot be written."""
+    """Add one line to the file. Raises: ConfigError if it cannot be written."""
     try:
-        with out.open("a", encoding="utf-8") as file:
+        # A file name may hold bytes that are no text, which JSON writes as `\udce9`: exactly what the error handler makes of them.
+        with out.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
     except OSError as error:
         raise ConfigError(f"{out} cannot be written: {error.strerror}. Choose another file with out.") from None
@@ -179,7 +205,12 @@ def read_result(line: str, waiting: Sequence[BatchItem]) -> BatchItem | None:
 
 
 def rewrite(out: Path, lines: Sequence[str]) -> None:
-    """Replace the file's content in one step."""
-    temporary = out.with_name(f"{out.name}.tmp")
-    temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    temporary.replace(out)
+    """Replace the file's content in one step. Raises: ConfigError if that fails; the file is then as before."""
+    temporary = out.with_name(f".{out.name}.part{os.getpid()}")
+    try:
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        temporary.replace(out)
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written: {error.strerror}. Choose another file with out.") from None
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -5,11 +5,14 @@ vl.ask("street.jpg", "How many bicycles are there?").text
 vl.ground("street.jpg", "the red car").draw().save("car.png")
 """
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from qwen_vl.api import prompts
 from qwen_vl.api.answer import Answer
@@ -130,8 +133,10 @@ class QwenVL:
             progress: called with (done, total) after each.
             sampling: as `ask`, the same for all.
         Returns: one item for each input, in order. A picture that cannot be read does not stop the others: its item has an `error` and no `answer`.
-        Raises: PromptError for an item without a question; ConfigError if `out` holds another batch.
+        Raises: PromptError for an item without a question, or one picture instead of a list; ConfigError if `out` holds another batch.
         """
+        if isinstance(items, str | bytes | os.PathLike | Image.Image | np.ndarray):
+            raise PromptError(f"batch takes a list of pictures, not one {type(items).__name__}. Write [picture], or use ask.")
         return run_batch(self.ask, self.name, list(items), question, out=None if out is None else Path(out), progress=progress, sampling=sampling)
 
     def _raw_prompt(self, images: Images, text: str, prefix: str = "") -> Prompt:

@@ -48,15 +48,25 @@ def run(
         raise typer.BadParameter("give the --question for the pictures")
     items = read_pairs(input_file, question) if input_file else list_pictures(pictures or [])
     check_output(out, force=True)
+    refuse_input(out, [input_file] if input_file else [Path(name) for name in items])
     sampling = options.sampling_of(seed, max_new_tokens, temperature)
     vl = options.load_model(model, device, dtype)
     if force:
+        from qwen_vl.api.sampling import Sampling
+
+        Sampling.of(**sampling)  # old answers go only when nothing is left that could stop the new ones
         out.unlink(missing_ok=True)
     results = vl.batch(items, None if input_file else question, out=out, progress=show_progress, **sampling)
     num_failed = sum(result.error is not None for result in results)
     if num_failed:
         typer.echo(f"error: {num_failed} of {len(results)} could not be answered; {out} says why. Run again to try these again.", err=True)
     raise typer.Exit(1 if num_failed else 0)
+
+
+def refuse_input(out: Path, inputs: list[Path]) -> None:
+    """Raise ConfigError if the answers would take the place of something that is to be read."""
+    if out.exists() and any(path.exists() and path.samefile(out) for path in inputs):
+        raise ConfigError(f"{out} is one of the inputs. Name another file for the answers.")
 
 
 def list_pictures(names: list[str]) -> list[Any]:
@@ -76,7 +86,7 @@ def list_pictures(names: list[str]) -> list[Any]:
 def read_pairs(path: Path, question: str | None) -> list[Any]:
     """Return (picture, question) of each line. Raises: ConfigError naming the line that cannot be used."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # editors on Windows begin files with a byte-order mark
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
@@ -93,7 +103,7 @@ def read_pair(path: Path, number: int, line: str, question: str | None) -> tuple
         record = json.loads(line)
         images = record["image"] if "image" in record else record["images"]
         asked = record.get("question", question)
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+    except (json.JSONDecodeError, RecursionError, KeyError, TypeError, AttributeError):
         raise ConfigError(f'{path} line {number} is not {{"image": "a.png", "question": "..."}}. Correct it.') from None
     names = images if isinstance(images, list) else [images]
     if not all(isinstance(name, str) for name in names):
@@ -106,7 +116,10 @@ def read_pair(path: Path, number: int, line: str, question: str | None) -> tuple
 def below(path: Path, number: int, name: str) -> str:
     """Return a picture's path below the file's folder. Raises: ConfigError if it leads elsewhere."""
     root = path.parent.resolve()
-    target = (root / name).resolve()
+    try:
+        target = (root / name).resolve()
+    except (ValueError, OSError):  # NUL, half a character, links in a circle
+        raise ConfigError(f"{path} line {number}: {name[:80]!r} is not a path. Correct it.") from None
     if not target.is_relative_to(root):
         raise ConfigError(f"{path} line {number}: {name!r} is not below {path.parent}. Move the file {path.name} to a folder above all its pictures.")
     return str(target)

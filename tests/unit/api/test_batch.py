@@ -1,9 +1,13 @@
 """Batches: order, errors beside answers, and going on after an interruption."""
 
+import base64
+import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -92,3 +96,49 @@ def test_settings_are_checked_before_anything_is_asked(vl: QwenVL, red: Image.Im
     with pytest.raises(ConfigError, match="max_new_token"):
         vl.batch([red], "what?", out=tmp_path / "out.jsonl", max_new_token=3)
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_other_pictures_without_a_name_are_another_batch(vl: QwenVL, red: Image.Image, blue: Image.Image, tmp_path: Path) -> None:
+    def data_uri(image: Image.Image) -> str:
+        content = io.BytesIO()
+        image.save(content, "jpeg")  # the tables at the beginning are the same for all
+        return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
+
+    forms: list[Callable[[Image.Image], Any]] = [Image.Image.copy, np.asarray, data_uri, lambda image: base64.b64decode(data_uri(image)[23:])]
+    for number, make in enumerate(forms):
+        out = tmp_path / f"{number}.jsonl"
+        vl.batch([make(red)], "what?", out=out, max_new_tokens=2)
+        vl.batch([make(red)], "what?", out=out, max_new_tokens=2)  # the same pictures: nothing to do
+        with pytest.raises(ConfigError, match="another batch"):
+            vl.batch([make(blue.resize(red.size))], "what?", out=out)
+        assert len(lines_of(out)) == 1
+
+
+def test_names_that_are_no_text_are_written_and_found_again(vl: QwenVL, red: Image.Image, tmp_path: Path) -> None:
+    name, out = str(tmp_path / "caf\udce9.png"), tmp_path / "out.jsonl"
+    with open(name, "wb") as file:
+        red.save(file, "png")
+    first = vl.batch([name], "what \ud800?", out=out, max_new_tokens=2)
+    assert first[0].answer and lines_of(out)[0]["images"] == [name]
+    before = out.read_bytes()
+    assert vl.batch([name], "what \ud800?", out=out, max_new_tokens=2)[0].answer and out.read_bytes() == before
+
+
+def test_one_picture_is_no_batch(vl: QwenVL, red: Image.Image) -> None:
+    for single in ("red.png", Path("red.png"), b"png", red, np.asarray(red)):
+        with pytest.raises(PromptError, match="list of pictures"):
+            vl.batch(single, "what?")  # type: ignore[arg-type]
+
+
+def test_a_failed_rewrite_leaves_the_file(vl: QwenVL, red: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out.jsonl"
+    vl.batch(["missing.png", red], "what?", out=out, max_new_tokens=2)
+    before = out.read_bytes()
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(ConfigError, match="No space left"):
+        vl.batch(["missing.png", red], "what?", out=out, max_new_tokens=2)
+    assert out.read_bytes() == before and list(tmp_path.iterdir()) == [out]

@@ -155,13 +155,39 @@ def test_batch_reads_pairs_and_counts_failures(run: Run, checkpoint: Path, workp
         ("rubbish", "line 1"),
         ('{"image": 3, "question": "x"}', "path"),
         ("", "no line"),
+        ('{"image": "a\\u0000b.png", "question": "x"}', "not a path"),
+        ('{"image": "a\\ud800b.png", "question": "x"}', "not a path"),
+        ("[" * 100_000, "line 1"),
     ],
+    ids=lambda value: value[:50],
 )
 def test_batch_refuses_lines_that_cannot_be_used(run: Run, checkpoint: Path, workplace: Path, line: str, word: str) -> None:
     (workplace / "pairs.jsonl").write_text(line + "\n")
     result = run("batch", "--input", "pairs.jsonl", "--out", "answers.jsonl", "--model", checkpoint)
     assert result.code == 1 and word in result.err and len(result.err.splitlines()) == 1
     assert not Path("answers.jsonl").exists()
+
+
+def test_batch_reads_files_of_windows(run: Run, checkpoint: Path, workplace: Path) -> None:
+    (workplace / "pairs.jsonl").write_bytes(b'\xef\xbb\xbf{"image": "red.png", "question": "what?"}\r\n')
+    assert run("batch", "--input", "pairs.jsonl", "--out", "answers.jsonl", "--model", checkpoint).code == 0
+
+
+def test_batch_never_overwrites_its_inputs(run: Run, checkpoint: Path, workplace: Path) -> None:
+    pairs = workplace / "pairs.jsonl"
+    pairs.write_text('{"image": "red.png", "question": "what?"}\n')
+    picture, text = (workplace / "red.png").read_bytes(), pairs.read_text()
+    for arguments in (("red.png", "--question", "what?", "--out", "./red.png"), ("--input", "pairs.jsonl", "--out", "pairs.jsonl")):
+        result = run("batch", *arguments, "--force", "--model", checkpoint)
+        assert result.code == 1 and "one of the inputs" in result.err
+    assert (workplace / "red.png").read_bytes() == picture and pairs.read_text() == text
+
+
+def test_batch_keeps_old_answers_if_new_ones_cannot_be_had(run: Run, checkpoint: Path, workplace: Path) -> None:
+    (workplace / "answers.jsonl").write_text("old answers")
+    arguments = ("batch", "red.png", "--question", "what?", "--out", "answers.jsonl", "--force", "--model", checkpoint)
+    assert run(*arguments, "--temperature", "nan").code == 1
+    assert (workplace / "answers.jsonl").read_text() == "old answers"
 
 
 def test_info_counts_every_parameter(run: Run, checkpoint: Path) -> None:
