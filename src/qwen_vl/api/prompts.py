@@ -10,11 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qwen_vl.errors import PromptError
-from qwen_vl.grounding.tags import IMG_END, IMG_START
 from qwen_vl.processing.tokenization import QWenTokenizer
-from qwen_vl.prompt.chatml import ChatTokens, build_chat
+from qwen_vl.prompt.content import Content, PicturePath, Text, split_pictures
 from qwen_vl.prompt.list_format import format_picture
-from qwen_vl.prompt.special_tokens import GROUNDING_TOKENS, PICTURE_TOKENS
 
 LANGUAGES = ("en", "zh")
 _CAPTION = {"en": "Generate the caption in English:", "zh": "Generate the caption in Chinese:"}
@@ -30,14 +28,11 @@ class Question:
     picture_numbers: tuple[int, ...] = ()
 
     @property
-    def spans(self) -> str:
-        """The text that announces the pictures, as the chat checkpoints know it; ends at the last `</img>`."""
-        return "".join(format_picture(number, picture_name(number), space_after_picture=True) for number in self.picture_numbers).removesuffix("\n")
-
-    @property
-    def content(self) -> str:
-        """The whole content of the user's message."""
-        return f"{self.spans}\n{self.text}" if self.picture_numbers else self.text
+    def content(self) -> Content:
+        """The whole content of the user's message: the pictures, announced as the chat checkpoints know it, then the text."""
+        spans = "".join(format_picture(number, picture_name(number), space_after_picture=True) for number in self.picture_numbers)
+        *announced, newline = split_pictures(spans).pieces or (Text(""),)
+        return Content((*announced, Text(f"{newline}{self.text}")))  # in one piece, as the last newline may merge with the question's first
 
 
 def picture_name(number: int) -> str:
@@ -62,32 +57,13 @@ def encode_chat(
     max_window_size: int,
 ) -> list[int]:
     """Return the ids of a conversation up to the reply (FACTS 6.1, 6.2): the oldest turns are left out if the window is full."""
-    spans = {each.content: each.spans for each in (question, *(past for past, _ in history))}
-
-    def encode(text: str) -> list[int]:
-        return encode_content(tokenizer, spans.get(text, ""), text)
-
-    return build_chat(
-        encode,
-        question.content,
-        [(past.content, reply) for past, reply in history],
-        system,
-        max_window_size,
-        special=ChatTokens(tokenizer.im_start_id, tokenizer.im_end_id),
-        encode_plain=lambda text: encode_content(tokenizer, "", text),
-    )[1]
-
-
-def encode_content(tokenizer: QWenTokenizer, spans: str, text: str) -> list[int]:
-    """Encode a text that begins with picture spans of ours; in the rest only the grounding tags are special."""
-    ids = tokenizer.encode(spans, allowed_special=set(PICTURE_TOKENS)) if spans else []
-    return [*ids, *tokenizer.encode(text[len(spans) :], allowed_special=set(GROUNDING_TOKENS))]
+    return tokenizer.build_chat_context(question.content, [(past.content, reply) for past, reply in history], system, max_window_size)[1]
 
 
 def encode_raw(tokenizer: QWenTokenizer, text: str, num_pictures: int) -> list[int]:
     """Encode a prompt of the base checkpoints: the pictures without announcement, then the text (FACTS 8.4)."""
-    spans = "".join(f"{IMG_START}{picture_name(number)}{IMG_END}" for number in range(1, num_pictures + 1))
-    return encode_content(tokenizer, spans, spans + text)
+    pictures = (PicturePath(picture_name(number)) for number in range(1, num_pictures + 1))
+    return tokenizer.chat_writer().encode(Content((*pictures, Text(text))))
 
 
 def raw_question(text: str) -> str:

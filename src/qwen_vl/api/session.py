@@ -16,7 +16,7 @@ from qwen_vl.api.pictures import Picture, load_pictures
 from qwen_vl.api.prompts import Question, check_question, encode_chat
 from qwen_vl.api.sampling import Sampling
 from qwen_vl.api.streaming import AnswerStream
-from qwen_vl.errors import CapacityError, ConfigError
+from qwen_vl.errors import ConfigError
 from qwen_vl.processing.images import ImageSource
 from qwen_vl.prompt.chatml import DEFAULT_MAX_WINDOW_SIZE, DEFAULT_SYSTEM
 
@@ -79,35 +79,40 @@ class ChatSession:
         Raises: PromptError, ImageError, ConfigError, CapacityError; the conversation is then as before.
         """
         settings = Sampling.of(**sampling)
-        question, pictures = self._ask(text, images)
-        answer = self._vl.writer.write(self._prompt(question, pictures), settings)
-        self._remember(question, pictures, answer)
+        new = self._load(text, images)
+        answer = self._vl.writer.write(self._prompt(text, new), settings)
+        self._remember(text, new, answer)
         return answer
 
     def stream(self, text: str, images: ImageSource | Sequence[ImageSource] | None = None, **sampling: Any) -> AnswerStream:
         """Ask the next question and return the answer's pieces as they come; arguments and errors as `send`, raised here and not later."""
         settings = Sampling.of(**sampling)
-        question, pictures = self._ask(text, images)
-        return AnswerStream(self._remembering(question, pictures, self._vl.writer.stream(self._prompt(question, pictures), settings)))
+        new = self._load(text, images)
+        return AnswerStream(self._remembering(text, new, self._vl.writer.stream(self._prompt(text, new), settings)))
 
-    def _remembering(self, question: Question, pictures: list[Picture], pieces: Generator[str, None, Answer]) -> Generator[str, None, Answer]:
+    def _remembering(self, text: str, new: list[Picture], pieces: Generator[str, None, Answer]) -> Generator[str, None, Answer]:
         answer = yield from pieces
-        self._remember(question, pictures, answer)
+        self._remember(text, new, answer)
         return answer
 
-    def _ask(self, text: str, images: ImageSource | Sequence[ImageSource] | None) -> tuple[Question, list[Picture]]:
-        """Return the question and all pictures up to it."""
+    def _load(self, text: str, images: ImageSource | Sequence[ImageSource] | None) -> list[Picture]:
+        """Return the pictures of a question, which is checked first."""
         check_question(text)
-        new = load_pictures(self._vl.model, images)
+        return load_pictures(self._vl.model, images)
+
+    def _number(self, text: str, new: list[Picture]) -> Question:
+        """Return the question as the next turn of the conversation as it is now."""
         first = len(self.pictures) + 1
-        return Question(text, tuple(range(first, first + len(new)))), [*self.pictures, *new]
+        return Question(text, tuple(range(first, first + len(new))))
 
-    def _remember(self, question: Question, pictures: list[Picture], answer: Answer) -> None:
-        self.turns.append(ChatTurn(question, answer))
-        self.pictures = pictures
+    def _remember(self, text: str, new: list[Picture], answer: Answer) -> None:
+        # Numbered anew: since the question was asked, another stream may have ended, or `clear` been called.
+        self.turns.append(ChatTurn(self._number(text, new), answer))
+        self.pictures = [*self.pictures, *new]
 
-    def _prompt(self, question: Question, pictures: list[Picture]) -> Prompt:
+    def _prompt(self, text: str, new: list[Picture]) -> Prompt:
         """Return the prompt, with the pictures of the turns that fit the window."""
+        question, pictures = self._number(text, new), [*self.pictures, *new]
         tokenizer = self._vl.tokenizer
         window = getattr(self._vl.model.generation_config, "max_window_size", None) or DEFAULT_MAX_WINDOW_SIZE
         ids = encode_chat(tokenizer, question, [(turn.question, turn.answer.text) for turn in self.turns], self.system, window)
@@ -115,8 +120,6 @@ class ChatSession:
         self._warn_of_dropped(len(self.turns) - num_kept)
         kept = [*(turn.question for turn in self.turns[len(self.turns) - num_kept :]), question]
         numbers = [number for each in kept for number in each.picture_numbers]
-        if len(tokenizer.image_spans(ids)) != len(numbers):
-            raise CapacityError("The conversation's pictures do not fit its window. Start a new conversation.")
         return Prompt(ids=ids, pictures=[pictures[number - 1] for number in numbers], shown=pictures)
 
     def _warn_of_dropped(self, count: int) -> None:

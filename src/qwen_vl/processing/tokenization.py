@@ -159,8 +159,6 @@ class QWenTokenizer(PreTrainedTokenizer):
         """Return the ids of a text."""
         if not isinstance(text, str):
             raise PromptError(f"The prompt must be text, not {type(text).__name__}.")
-        if len(text) > MAX_TEXT_CHARS:
-            raise PromptError(f"The text has {len(text)} characters; at most {MAX_TEXT_CHARS} are read. Shorten it.")
         allowed = set(self.special_tokens) if allowed_special == "all" else set(allowed_special)
         self._refuse(text, set(self.special_tokens) - allowed if disallowed_special == "all" else set(disallowed_special))
         content = split_pictures(text) if {IMG_START, IMG_END} <= allowed else Content((Text(text),))
@@ -168,6 +166,9 @@ class QWenTokenizer(PreTrainedTokenizer):
 
     def _encode_content(self, content: Content, allowed: set[str]) -> list[int]:
         """Return the ids of texts and pictures."""
+        num_chars = sum(len(piece.value) for piece in content.pieces)
+        if num_chars > MAX_TEXT_CHARS:
+            raise PromptError(f"The text has {num_chars} characters; at most {MAX_TEXT_CHARS} are read. Shorten it.")
         ids: list[int] = []
         for piece in content.pieces:
             if isinstance(piece, PicturePath):

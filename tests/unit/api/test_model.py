@@ -110,8 +110,8 @@ def test_old_turns_fall_out_of_the_window_with_their_pictures(
     assert "no longer read" in caplog.text
     pixel_values = to_pixel_values([blue] * (5 - (chat.num_dropped_turns - 1)), IMAGE_SIZE)
     kept = chat.turns[chat.num_dropped_turns : -1]
-    history = [(turn.question.content, turn.answer.text) for turn in kept]
-    expected, _ = vl.model.chat(vl.tokenizer, chat.turns[-1].question.content, history=history, pixel_values=pixel_values)
+    history = [(str(turn.question.content), turn.answer.text) for turn in kept]
+    expected, _ = vl.model.chat(vl.tokenizer, str(chat.turns[-1].question.content), history=history, pixel_values=pixel_values)
     assert chat.turns[-1].answer.text == expected
 
 
@@ -121,6 +121,15 @@ def test_clear_forgets(vl: QwenVL, red: Image.Image) -> None:
     chat.clear()
     assert (chat.turns, chat.pictures, chat.last_answer) == ([], [], None)
     assert chat.send("what?", red).text == first.text
+
+
+def test_streams_side_by_side_keep_each_turn_with_its_picture(vl: QwenVL, red: Image.Image, blue: Image.Image) -> None:
+    chat = vl.chat()
+    first, second = chat.stream("what?", red), chat.stream("and this?", blue)
+    assert first.answer and second.answer
+    assert [turn.question.picture_numbers for turn in chat.turns] == [(1,), (2,)]
+    assert [picture.image.size for picture in chat.pictures] == [red.size, blue.size]
+    assert chat.send("compare").usage.prompt_tokens > 2 * IMAGE_SLOTS
 
 
 def test_context_overflow_says_how_much_fits(vl: QwenVL, red: Image.Image) -> None:

@@ -61,6 +61,13 @@ def test_two_turns_with_the_same_words_keep_their_pictures(vl: QwenVL) -> None:
     assert vl.tokenizer.image_sources(ids) == ["picture-1", "picture-2"]
 
 
+def test_typed_text_that_reads_like_an_earlier_picture_stays_text(vl: QwenVL) -> None:
+    typed = "Picture 1: <img>picture-1</img>\nwhat?"
+    ids = encode_chat(vl.tokenizer, Question(typed), [(Question("what?", (1,)), "a")], SYSTEM, WINDOW)
+    assert vl.tokenizer.image_sources(ids) == ["picture-1"]  # the real one
+    assert typed in vl.tokenizer.decode(ids[ids.index(vl.tokenizer.img_end_id) + 1 :])
+
+
 def test_raw_prompts_have_no_announcement(vl: QwenVL) -> None:
     tokenizer = vl.tokenizer
     assert encode_raw(tokenizer, "what? Answer:", 1) == tokenizer.encode("<img>picture-1</img>what? Answer:")
