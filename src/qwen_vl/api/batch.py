@@ -4,7 +4,6 @@ Each result is one JSON line, written when it is known. A second run with the sa
 by a kill is asked again. A file that holds another batch is refused, never overwritten.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -12,15 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import numpy as np
-from PIL import Image
-
 from qwen_vl.api.answer import Answer, Usage
 from qwen_vl.api.pictures import list_sources
 from qwen_vl.api.prompts import check_question
 from qwen_vl.api.sampling import Sampling
 from qwen_vl.errors import CapacityError, ConfigError, ImageError, PromptError
-from qwen_vl.processing.handles import picture_key
+from qwen_vl.processing.handles import content_key, text_key
 from qwen_vl.processing.images import ImageSource
 
 Images = ImageSource | Sequence[ImageSource] | None
@@ -58,23 +54,9 @@ def name_source(source: ImageSource) -> str:
     """
     if isinstance(source, str | Path):
         name = str(source)
-        return name if len(name) <= MAX_SOURCE_CHARS else f"{name[:MAX_SOURCE_CHARS]}..{digest(name.encode('utf-8', 'surrogatepass'))}"
-    kind = type(source).__name__
-    if isinstance(source, bytes):
-        return f"<{kind} {digest(source)}>"
-    if isinstance(source, np.ndarray):
-        return f"<{kind} {digest(f'{source.dtype} {source.shape} '.encode() + source.tobytes())}>"
-    if isinstance(source, Image.Image):
-        try:
-            return f"<{kind} {picture_key(source)[:DIGEST_DIGITS]}>"
-        except (OSError, ValueError, SyntaxError):  # a damaged file, opened but not read yet; asking about it says so
-            pass
-    return f"<{kind}>"
-
-
-def digest(content: bytes) -> str:
-    """Return the first digits of the content's SHA-256."""
-    return hashlib.sha256(content).hexdigest()[:DIGEST_DIGITS]
+        return name if len(name) <= MAX_SOURCE_CHARS else f"{name[:MAX_SOURCE_CHARS]}..{text_key(name)[:DIGEST_DIGITS]}"
+    key = content_key(source)
+    return f"<{type(source).__name__}{f' {key[:DIGEST_DIGITS]}' if key else ''}>"
 
 
 def run_batch(

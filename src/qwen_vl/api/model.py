@@ -5,21 +5,18 @@ vl.ask("street.jpg", "How many bicycles are there?").text
 vl.ground("street.jpg", "the red car").draw().save("car.png")
 """
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
 from qwen_vl.api import prompts
 from qwen_vl.api.answer import Answer
 from qwen_vl.api.batch import BatchItem, run_batch
 from qwen_vl.api.generation import Prompt, Writer
 from qwen_vl.api.loading import load_checkpoint, resolve_device, resolve_dtype, resolve_folder
-from qwen_vl.api.pictures import load_pictures
+from qwen_vl.api.pictures import is_one_picture, load_pictures
 from qwen_vl.api.sampling import Sampling
 from qwen_vl.api.session import ChatSession
 from qwen_vl.api.streaming import AnswerStream
@@ -135,7 +132,7 @@ class QwenVL:
         Returns: one item for each input, in order. A picture that cannot be read does not stop the others: its item has an `error` and no `answer`.
         Raises: PromptError for an item without a question, or one picture instead of a list; ConfigError if `out` holds another batch.
         """
-        if isinstance(items, str | bytes | os.PathLike | Image.Image | np.ndarray):
+        if is_one_picture(items):
             raise PromptError(f"batch takes a list of pictures, not one {type(items).__name__}. Write [picture], or use ask.")
         return run_batch(self.ask, self.name, list(items), question, out=None if out is None else Path(out), progress=progress, sampling=sampling)
 

@@ -1,5 +1,6 @@
 """Pictures of a request: loaded once, encoded once."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -26,6 +27,11 @@ def list_sources(images: ImageSource | Sequence[ImageSource] | None) -> list[Ima
     if images is None:
         return []
     return list(images) if isinstance(images, list | tuple) else [cast(ImageSource, images)]
+
+
+def is_one_picture(value: object) -> bool:
+    """Tell whether this is a single picture, though one could iterate over it."""
+    return isinstance(value, str | bytes | os.PathLike | Image.Image) or hasattr(value, "__array__")
 
 
 def load_pictures(model: QWenLMHeadModel, images: ImageSource | Sequence[ImageSource] | None) -> list[Picture]:

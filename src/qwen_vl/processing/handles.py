@@ -8,6 +8,7 @@ import hashlib
 import os
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from qwen_vl.processing.sources import HANDLE_PREFIX, names_file
@@ -21,6 +22,25 @@ def picture_key(image: Image.Image) -> str:
     digest = hashlib.sha256(f"{image.mode} {image.width} {image.height} ".encode())
     digest.update(image.tobytes())
     return digest.hexdigest()
+
+
+def content_key(source: Any) -> str | None:
+    """Return a digest of a picture that was passed as bytes, array or PIL picture; None for other sources and for what cannot be read."""
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    if isinstance(source, np.ndarray):
+        return hashlib.sha256(f"{source.dtype} {source.shape} ".encode() + source.tobytes()).hexdigest()
+    if isinstance(source, Image.Image):
+        try:
+            return picture_key(source)
+        except (OSError, ValueError, SyntaxError):  # a damaged file, opened but not decoded yet; whoever loads it says so
+            return None
+    return None
+
+
+def text_key(text: str) -> str:
+    """Return a digest of a text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def name_span(source: Any, image: Image.Image, max_bytes: int) -> str:
