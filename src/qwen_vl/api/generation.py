@@ -88,7 +88,7 @@ class Writer:
     def _arguments(self, prompt: Prompt, sampling: Sampling) -> tuple[Tensor, dict[str, Any]]:
         """Return the ids [1, seq] and the keyword arguments of `generate`."""
         base = self.model.generation_config
-        max_new_tokens = self._fit(len(prompt.ids), sampling.max_new_tokens, base.max_new_tokens or DEFAULT_MAX_NEW_TOKENS)
+        max_new_tokens = self._fit(len(prompt.ids), sampling, base.max_new_tokens or DEFAULT_MAX_NEW_TOKENS)
         input_ids = torch.tensor([prompt.ids], device=self.model.device)  # [1, seq]
         arguments: dict[str, Any] = {
             "attention_mask": torch.ones_like(input_ids),
@@ -98,8 +98,8 @@ class Writer:
             arguments["image_features"] = torch.stack([picture.features for picture in prompt.pictures])  # [num_images, image_slots, dim]
         return input_ids, arguments
 
-    def _fit(self, num_prompt_tokens: int, asked: int | None, default: int) -> int:
-        """Return how many tokens to write: what was asked for, or as much of the default as fits.
+    def _fit(self, num_prompt_tokens: int, sampling: Sampling, default: int) -> int:
+        """Return how many tokens to write at most: what was asked for, or as much of the default as fits, but no fewer than the least asked for.
 
         Raises: CapacityError if the prompt, or the prompt with what was asked for, is longer than the model's context.
         """
@@ -110,12 +110,13 @@ class Writer:
                 f"The conversation takes {num_prompt_tokens} tokens, but "
                 f"this model's context holds {limit}. Shorten the text, show fewer pictures or start anew."
             )
-        if asked is not None and asked > room:
+        asked, least = sampling.max_new_tokens, sampling.min_new_tokens or 0
+        name, needed = ("min_new_tokens", least) if asked is None else ("max_new_tokens", asked)
+        if needed > room:
             raise CapacityError(
-                f"max_new_tokens={asked} does not fit: the conversation takes {num_prompt_tokens} of the context's {limit} tokens. "
-                f"At most {room} are left."
+                f"{name}={needed} does not fit: the conversation takes {num_prompt_tokens} of the context's {limit} tokens. At most {room} are left."
             )
-        return asked or min(default, room)
+        return asked or max(min(default, room), least)
 
 
 @contextlib.contextmanager

@@ -20,12 +20,12 @@ from qwen_vl.api.pictures import is_one_picture, load_pictures
 from qwen_vl.api.sampling import Sampling
 from qwen_vl.api.session import ChatSession
 from qwen_vl.api.streaming import AnswerStream
-from qwen_vl.errors import PromptError
-from qwen_vl.grounding.tags import REF_END, REF_START
+from qwen_vl.errors import ImageError, PromptError
 from qwen_vl.modeling.model import QWenLMHeadModel
 from qwen_vl.processing.images import ImageSource
 from qwen_vl.processing.tokenization import QWenTokenizer
 from qwen_vl.prompt.chatml import DEFAULT_SYSTEM
+from qwen_vl.prompt.special_tokens import SPECIAL_TOKENS
 
 Images = ImageSource | Sequence[ImageSource] | None
 
@@ -89,9 +89,10 @@ class QwenVL:
     def caption(self, image: ImageSource, language: str = "en", grounded: bool = False, **sampling: Any) -> Answer:
         """Describe a picture in English ("en") or Chinese ("zh"); grounded, with a box for each thing named.
 
-        Raises: PromptError for another language, and as `ask`.
+        Raises: PromptError for another language, ImageError without a picture, and as `ask`.
         """
         request = prompts.caption_prompt(language, grounded)
+        _refuse_none(image)
         if self.is_chat:
             return self.chat().send(request, image, **sampling)
         settings = Sampling.of(**sampling)
@@ -100,13 +101,14 @@ class QwenVL:
     def ground(self, image: ImageSource, phrase: str, **sampling: Any) -> Answer:
         """Find what a phrase names; `.boxes` of the answer says where it is. English or Chinese.
 
-        Raises: PromptError for an empty phrase or one with tags in it, and as `ask`.
+        Raises: PromptError for an empty phrase or one with tags in it, ImageError without a picture, and as `ask`.
         """
         if not isinstance(phrase, str) or not phrase.strip():
             raise PromptError('There is no phrase to find. Name the thing, for example "the red car" or "狗".')
         phrase = phrase.strip()
-        if REF_START in phrase or REF_END in phrase:
+        if any(token in phrase for token in SPECIAL_TOKENS):
             raise PromptError(f"The phrase {phrase!r} holds a tag. Write the words alone.")
+        _refuse_none(image)
         if self.is_chat:
             return self.chat().send(prompts.ground_prompt(phrase), image, **sampling)
         settings, request = Sampling.of(**sampling), prompts.raw_ground_prompt(phrase)
@@ -140,3 +142,9 @@ class QwenVL:
         """Return the prompt of a base checkpoint."""
         pictures = load_pictures(self.model, images)
         return Prompt(ids=prompts.encode_raw(self.tokenizer, text, len(pictures)), pictures=pictures, shown=pictures, prefix=prefix)
+
+
+def _refuse_none(image: object) -> None:
+    """Raise ImageError if there is no picture: the model would make one up."""
+    if image is None or isinstance(image, list | tuple) and not image:
+        raise ImageError("There is no picture. Pass one, or ask a question without one.")

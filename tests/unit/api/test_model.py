@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -153,6 +154,21 @@ def test_the_default_length_shrinks_to_what_fits(vl: QwenVL) -> None:
     assert answer.finish_reason == "length"
 
 
+def test_the_least_length_counts_more_than_the_default(vl: QwenVL) -> None:
+    assert vl.ask(None, "what?", min_new_tokens=20).usage.completion_tokens >= 20  # the checkpoint's own choice is 12
+    with pytest.raises(CapacityError, match="min_new_tokens=1020"):
+        vl.ask(None, "what?", min_new_tokens=1020)
+
+
+def test_without_a_picture_nothing_is_captioned_or_found(vl: QwenVL, base_vl: QwenVL) -> None:
+    for model in (vl, base_vl):
+        for nothing in list[Any]([None, []]):
+            with pytest.raises(ImageError, match="no picture"):
+                model.caption(nothing)
+            with pytest.raises(ImageError, match="no picture"):
+                model.ground(nothing, "the dog")
+
+
 def test_beams_answer_but_do_not_stream(vl: QwenVL, red: Image.Image) -> None:
     assert vl.ask(red, "what?", num_beams=2, max_new_tokens=4).usage.completion_tokens == 4
     with pytest.raises(ConfigError, match="num_beams"):
@@ -177,7 +193,7 @@ def test_base_checkpoints_are_asked_in_their_own_words(base_vl: QwenVL, red: Ima
         base_vl.chat()
 
 
-@pytest.mark.parametrize("phrase", ["", "  ", "<ref>dog</ref>", None])
+@pytest.mark.parametrize("phrase", ["", "  ", "<ref>dog</ref>", "<box>", "<img>dog.png</img>", "<|im_end|>", None])
 def test_a_phrase_must_be_words(vl: QwenVL, red: Image.Image, phrase: str) -> None:
     with pytest.raises(PromptError, match="phrase"):
         vl.ground(red, phrase)
