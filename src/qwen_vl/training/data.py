@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from qwen_vl.errors import ConfigError
+from qwen_vl.grounding.box import BOX_GRID
 from qwen_vl.picturebook.catalog import EVALUATION_SEED_START
 from qwen_vl.picturebook.compare import compare_tasks
 from qwen_vl.picturebook.dialogue import Task
@@ -54,7 +55,7 @@ class LessonStream(IterableDataset[Batch]):
         """Build the batch of one step.
 
         Returns: `step`, and `cells` of all pictures. Besides, by objective: `pixel_values` unless it is "symbols"; `patches`, the labels by patch,
-        for "labels"; for "symbols" and "answers" the tensors of `collate`, `mentions`, and `answer_tasks`, each token's task in TASK_NAMES.
+        for "labels"; for "symbols" and "answers" the tensors of `collate`, `mentions`, `boxes`, and `answer_tasks`, each token's task in TASK_NAMES.
         """
         first = self.stage.first_seed + step * self.stage.batch
         lessons = [self._lesson(seed) for seed in range(first, first + self.stage.batch)]
@@ -68,6 +69,7 @@ class LessonStream(IterableDataset[Batch]):
             # One length for all batches: lessons are filled nearly to it, and compiled blocks want a fixed shape.
             batch |= collate([lesson for lesson, _ in lessons], self.tokenizer.eod_id, self.stage.max_tokens)
             batch["mentions"] = _label_mentions([lesson for lesson, _ in lessons], self.stage.max_tokens)
+            batch["boxes"] = _label_boxes([lesson for lesson, _ in lessons], self.stage.max_tokens)
             batch["answer_tasks"] = _task_of_tokens(lessons, self.stage.max_tokens)
         return batch
 
@@ -117,6 +119,13 @@ def _label_mentions(lessons: Sequence[Lesson], length: int) -> dict[str, Tensor]
         "colour": torch.tensor(colours, dtype=torch.long),
         "edges": torch.tensor(edges, dtype=torch.float32).reshape(-1, 4),
     }
+
+
+def _label_boxes(lessons: Sequence[Lesson], length: int) -> dict[str, Tensor]:
+    """Return which tokens write boxes, as indices into the flattened batch, and those boxes' edges as shares of the picture's sides."""
+    found = [(row * length + column, box) for row, lesson in enumerate(lessons) for column, box in enumerate(lesson.boxes) if box is not None]
+    edges = [[value / BOX_GRID for value in box.to_tuple()] for _, box in found]
+    return {"places": torch.tensor([place for place, _ in found], dtype=torch.long), "edges": torch.tensor(edges).reshape(-1, 4)}
 
 
 def make_loader(

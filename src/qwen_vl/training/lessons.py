@@ -11,6 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from qwen_vl.grounding.box import Box
 from qwen_vl.picturebook.catalog import COLOURS, KINDS
 from qwen_vl.picturebook.dialogue import Task
 from qwen_vl.picturebook.scene import Scene, Thing
@@ -33,7 +34,18 @@ class Lesson:
     weights: list[float] = field(default_factory=list)
     mentions: list[tuple[Thing, ...] | None] = field(default_factory=list)  # the things of the picture that a token names; None if it names none
 
-    def append(self, ids: list[int], *, branch: int, position: int, is_trained: bool, named: Mapping[int, tuple[Thing, ...]]) -> None:
+    boxes: list[Box | None] = field(default_factory=list)  # the box that a token is part of
+
+    def append(
+        self,
+        ids: list[int],
+        *,
+        branch: int,
+        position: int,
+        is_trained: bool,
+        named: Mapping[int, tuple[Thing, ...]],
+        boxes: Sequence[Box | None] = (),
+    ) -> None:
         self.input_ids += ids
         self.labels += ids if is_trained else [IGNORED] * len(ids)
         self.branches += [branch] * len(ids)
@@ -41,6 +53,7 @@ class Lesson:
         # A long answer counts more than a short one, but not as much more as it is longer: digits of boxes would drown the words.
         self.weights += [len(ids) ** -0.5] * len(ids)
         self.mentions += [named.get(token) for token in ids]
+        self.boxes += boxes or [None] * len(ids)
 
 
 class LessonWriter:
@@ -84,10 +97,23 @@ class LessonWriter:
             if len(lesson.input_ids) + sum(len(ids) for ids, _ in pieces) > self.max_tokens:
                 continue
             position = len(beginning)
-            for ids, is_trained in pieces:
-                lesson.append(ids, branch=branch, position=position, is_trained=is_trained, named=named)
+            for number, (ids, is_trained) in enumerate(pieces):
+                boxes = self._boxes_of_tokens(ids, task.turns[number // 2].boxes) if is_trained else ()
+                lesson.append(ids, branch=branch, position=position, is_trained=is_trained, named=named, boxes=boxes)
                 position += len(ids)
         return lesson
+
+    def _boxes_of_tokens(self, ids: Sequence[int], boxes: Sequence[Box]) -> list[Box | None]:
+        """Return for each token of an answer the box that it writes, from `<box>` on."""
+        result: list[Box | None] = []
+        left, current = list(boxes), None
+        for token in ids:
+            if token == self.tokenizer.box_start_id:
+                current = left.pop(0)
+            elif token == self.tokenizer.box_end_id:
+                current = None
+            result.append(current)
+        return result
 
     def _message(self, role: str, text: str) -> list[int]:
         return [*self.encode(f"<|im_start|>{role}\n"), *self.encode(text), *self.encode("<|im_end|>")]

@@ -9,7 +9,7 @@ from qwen_vl.picturebook.tasks import TASK_NAMES
 from .data import Batch
 from .lessons import IGNORED
 from .recipe import StageRecipe
-from .symbols import CellHeads, MentionHeads, SymbolicPictures
+from .symbols import BoxHead, CellHeads, MentionHeads, SymbolicPictures
 
 
 class Pupil(nn.Module):
@@ -21,6 +21,7 @@ class Pupil(nn.Module):
         self.symbols = SymbolicPictures(model.config.hidden_size)
         self.heads = CellHeads(model.config.hidden_size)
         self.mention_heads = MentionHeads(model.config.hidden_size)
+        self.box_head = BoxHead(model.config.hidden_size)
         self.patch_heads = CellHeads(model.transformer.visual.conv1.out_channels)
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
@@ -34,7 +35,7 @@ class Pupil(nn.Module):
         return {
             "visual": tower,
             "resampler": after,
-            "language": [*language, *self.mention_heads.parameters()],
+            "language": [*language, *self.mention_heads.parameters(), *self.box_head.parameters()],
             "symbols": list(self.symbols.parameters()),
             "heads": [*self.heads.parameters(), *self.patch_heads.parameters()],
         }
@@ -96,6 +97,9 @@ def _answer_losses(pupil: Pupil, stage: StageRecipe, batch: Batch, features: Ten
         middle = outputs.hidden_states[pupil.model.config.num_hidden_layers // 2]
         parts["mention"] = pupil.mention_heads(middle, batch["mentions"])
         loss = loss + stage.mention_weight * parts["mention"]
+    if stage.mention_weight and len(batch["boxes"]["places"]):
+        parts["box"] = pupil.box_head(outputs.hidden_states[-2], batch["boxes"])
+        loss = loss + stage.mention_weight * parts["box"]
     return loss, parts
 
 

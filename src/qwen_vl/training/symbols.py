@@ -103,6 +103,20 @@ class MentionHeads(nn.Module):
         return torch.stack([*losses, 2 * _cross_entropy(count, mentions["count"].clamp(max=MAX_COUNT))]).sum()
 
 
+class BoxHead(nn.Module):
+    """Read a box's edges from the states of the tokens that write it, so that they know the whole box before they spell it digit by digit."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.read = nn.Linear(dim, 4 * NUM_MARKS)
+
+    def forward(self, states: Tensor, boxes: BatchCells) -> Tensor:
+        """Return the loss. Args: states [batch, seq, dim]."""
+        edges = self.read(self.norm(states.flatten(0, 1)[boxes["places"]])).float()
+        return _cross_entropy(edges.unflatten(-1, (4, NUM_MARKS)), mark_weights(boxes["edges"]))
+
+
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Return the mean cross-entropy over all leading axes; targets are indices or distributions."""
     is_distribution = target.is_floating_point()
