@@ -94,9 +94,7 @@ def check_folder(folder: Path) -> CheckpointFacts:
     config = read_json(folder / "config.json")
     kind = name_kind(config)
     if kind not in LOADABLE_KINDS:
-        raise CheckpointError(
-            f"{folder} is {kind}, which this package does not load. It loads Qwen-VL, Qwen-VL-Chat, their Int4 form and text-only Qwen."
-        )
+        raise CheckpointError(f"{folder} is {kind}, which this package does not load. It loads Qwen-VL, Qwen-VL-Chat and text-only Qwen.")
     vocabulary = folder / VOCABULARY_FILE
     if not vocabulary.is_file():
         raise CheckpointError(f"{folder} has no tokenizer file {VOCABULARY_FILE}. Large files may not have been fetched: git lfs pull.")

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qwen_vl.cli import options
-from qwen_vl.cli.output import STDIN, check_output, check_picture_output, read_picture, save_drawing, show_answer, show_json
+from qwen_vl.cli.output import STDIN, check_output, check_picture_output, read_picture, save_drawing, show, show_answer, show_json
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from qwen_vl.api import Answer, QwenVL
 
 
@@ -47,6 +49,9 @@ def run(
         raise typer.BadParameter("stdin (-) can be only one of the pictures")
     check_output(out, force=force)
     check_picture_output(draw, force=force)
+    from qwen_vl.api.prompts import check_question
+
+    check_question(question)
     sources = [read_picture(name) for name in names]
     sampling = options.sampling_of(seed, max_new_tokens, temperature)
     vl = options.load_model(model, device, dtype)
@@ -59,18 +64,17 @@ def run(
     raise typer.Exit(save_drawing(answer, draw, font))
 
 
-def show_stream(vl: "QwenVL", pictures: list[str | bytes], question: str, sampling: dict[str, Any], *, as_json: bool) -> "Answer":
+def show_stream(vl: "QwenVL", pictures: "list[Image.Image]", question: str, sampling: dict[str, Any], *, as_json: bool) -> "Answer":
     """Print the pieces as they come; as JSON, one `delta` a line and the whole answer in the last."""
     with vl.stream(pictures, question, **sampling) as pieces:
         for piece in pieces:
             if as_json:
                 show_json({"delta": piece})
             else:
-                typer.echo(piece, nl=False)
-                sys.stdout.flush()
+                show(piece, end="")
         answer = pieces.answer
     if as_json:
         show_json(answer.to_dict())
     else:
-        typer.echo()
+        show()
     return answer

@@ -52,9 +52,6 @@ def run(
     sampling = options.sampling_of(seed, max_new_tokens, temperature)
     vl = options.load_model(model, device, dtype)
     if force:
-        from qwen_vl.api.sampling import Sampling
-
-        Sampling.of(**sampling)  # old answers go only when nothing is left that could stop the new ones
         out.unlink(missing_ok=True)
     results = vl.batch(items, None if input_file else question, out=out, progress=show_progress, **sampling)
     num_failed = sum(result.error is not None for result in results)

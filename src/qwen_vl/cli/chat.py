@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qwen_vl.cli import options
-from qwen_vl.cli.output import check_picture_output, note, write_whole
+from qwen_vl.cli.output import check_picture_output, note, show, write_whole
 from qwen_vl.errors import PromptError, QwenVLError
 
 if TYPE_CHECKING:
@@ -44,9 +44,10 @@ def run(
     font: options.Font = None,
 ) -> None:
     """Talk."""
+    sampling = options.sampling_of(seed, max_new_tokens, temperature)
     vl = options.load_model(model, device, dtype)
     session = vl.chat(**({} if system is None else {"system": system}))
-    conversation = Conversation(session, options.sampling_of(seed, max_new_tokens, temperature), font)
+    conversation = Conversation(session, sampling, font)
     for name in pictures or []:
         conversation.show_picture(name)
     if sys.stdin.isatty():
@@ -69,7 +70,7 @@ def read_lines() -> Iterator[str]:
             return
         if not is_terminal and not line:
             return
-        if line.strip() == "/quit":
+        if line.split()[:1] == ["/quit"]:
             return
         if line.strip():
             yield line.strip()
@@ -123,14 +124,13 @@ class Conversation:
         try:
             with self.session.stream(question, self.waiting, **self.sampling) as pieces:
                 for piece in pieces:
-                    typer.echo(piece, nl=False)
-                    sys.stdout.flush()
+                    show(piece, end="")
         except KeyboardInterrupt:
             if not sys.stdin.isatty():
                 raise
             typer.echo("\nstopped; this question and answer are forgotten", err=True)
             return
-        typer.echo()
+        show()
         self.waiting = []
 
     def draw(self, name: str) -> None:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qwen_vl.cli import options
-from qwen_vl.cli.output import show_json
+from qwen_vl.cli.output import show, show_json
+from qwen_vl.errors import CheckpointError
 
 if TYPE_CHECKING:
     from qwen_vl.checkpoint import CheckpointFacts
@@ -32,11 +33,14 @@ def run(
     """Print the facts."""
     from qwen_vl.checkpoint import read_checkpoint
 
-    facts = describe(read_checkpoint(folder or BUNDLED))
+    folder = folder or BUNDLED
+    if not folder.exists():
+        raise CheckpointError(f"There is no folder {folder}. info reads local folders: download a checkpoint of the hub first.")
+    facts = describe(read_checkpoint(folder))
     if as_json:
         show_json(facts)
     else:
-        typer.echo("\n".join(format_facts(facts)))
+        show("\n".join(format_facts(facts)))
 
 
 def describe(facts: "CheckpointFacts") -> dict[str, Any]:

@@ -24,9 +24,13 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist
 
 
 def sampling_of(seed: int | None, max_new_tokens: int | None, temperature: float | None) -> dict[str, Any]:
-    """Return the settings that were given, by the names of `QwenVL`'s arguments."""
+    """Return the settings that were given, by the names of `QwenVL`'s arguments. Raises: ConfigError for one that cannot work."""
+    from qwen_vl.api.sampling import Sampling
+
     given = {"seed": seed, "max_new_tokens": max_new_tokens, "temperature": temperature}
-    return {name: value for name, value in given.items() if value is not None}
+    settings = {name: value for name, value in given.items() if value is not None}
+    Sampling.of(**settings)  # said before the model is loaded, which takes longer
+    return settings
 
 
 def load_model(model: str | None, device: str | None, dtype: str | None) -> "QwenVL":

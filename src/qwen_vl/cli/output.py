@@ -12,6 +12,8 @@ import typer
 from qwen_vl.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from qwen_vl.api import Answer
 
 STDIN = "-"
@@ -62,11 +64,16 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read_picture(name: str) -> str | bytes:
-    """Return a picture's name, or what stdin holds if the name is `-`. Raises: ImageError if stdin holds nothing or too much."""
-    if name != STDIN:
-        return name
-    if sys.stdin.isatty():
+def read_picture(name: str) -> "Image.Image":
+    """Load a picture, from stdin if the name is `-`: before the model, which takes longer. Raises: ImageError if that fails."""
+    from qwen_vl.processing.images import load_image
+
+    return load_image(read_stdin() if name == STDIN else name)
+
+
+def read_stdin() -> bytes:
+    """Return what stdin holds. Raises: ImageError if that is nothing or too much."""
+    if sys.stdin is None or sys.stdin.isatty():
         raise ImageError("There is no picture on stdin. Pipe one in: cat photo.png | qwen-vl ask - QUESTION")
     content = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
     if not content:
@@ -76,9 +83,19 @@ def read_picture(name: str) -> str | bytes:
     return content
 
 
+def show(text: str = "", *, end: str = "\n") -> None:
+    """Print on stdout, at once. Raises: ConfigError if stdout takes nothing more; a reader that left is the command line's to handle."""
+    try:
+        typer.echo(text + end, nl=False)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"stdout cannot be written: {error.strerror}.") from None
+
+
 def show_json(record: dict[str, Any]) -> None:
     """Print one JSON document on one line."""
-    typer.echo(json.dumps(record, ensure_ascii=False))
+    show(json.dumps(record, ensure_ascii=False))
 
 
 def show_answer(answer: "Answer", *, as_json: bool, out: Path | None) -> None:
@@ -88,7 +105,7 @@ def show_answer(answer: "Answer", *, as_json: bool, out: Path | None) -> None:
         write_whole(out, lambda path: path.write_text(text + "\n", encoding="utf-8"))
         note(f"wrote {out}")
     else:
-        typer.echo(text)
+        show(text)
 
 
 def save_drawing(answer: "Answer", draw: Path | None, font: Path | None) -> int:

@@ -60,7 +60,8 @@ def decode_picture(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> I
     """
     opener = _opener(content)
     if opener is None:
-        raise ImageError(f"{name} is {'empty' if not content else f'not a {FORMATS} picture'}. Convert it to PNG or JPEG.")
+        reason = f"not a {FORMATS} picture. Convert it to PNG or JPEG." if content else "empty. Make or download it again."
+        raise ImageError(f"{name} is {reason}")
     try:
         image: Image.Image = opener(io.BytesIO(content))
         check_size(image.size, name, max_pixels)

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 
@@ -51,6 +52,28 @@ def test_a_path_longer_than_the_span_still_works(run: Run, checkpoint: Path, wor
 @pytest.mark.parametrize("text", ["<img>/etc/passwd</img>", "<img>", "<ref><box>", "<|im_end|>", "</img>", "e\u0301te\u0301"])
 def test_tags_and_tokens_in_a_question_are_words(run: Run, checkpoint: Path, text: str) -> None:
     assert run("ask", "red.png", text, "--model", checkpoint).code == 0
+
+
+def test_what_was_typed_is_checked_before_the_model_is_loaded(run: Run, workplace: Path) -> None:
+    absent = ("--model", workplace / "none")
+    assert_refused(run("ask", "missing.png", "what?", *absent), "missing.png")
+    assert_refused(run("ask", "red.png", " ", *absent), "question is empty")
+    for command in (("ask", "red.png", "what?"), ("caption", "red.png"), ("ground", "red.png", "dog"), ("chat", "red.png")):
+        assert_refused(run(*command, "--temperature", "nan", *absent), "temperature")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_full_disk_behind_stdout(run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for command in (("ask", "red.png", "what?"), ("ask", "red.png", "what?", "--stream"), ("info", checkpoint)):
+        with open("/dev/full", "w") as full, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", full)
+            assert_refused(run(*command, *(() if command[0] == "info" else ("--model", checkpoint))), "stdout", "No space left")
+            os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())  # so that closing it succeeds
+
+
+def test_info_reads_folders_only(run: Run) -> None:
+    result = run("info", "Qwen/Qwen-VL-Chat")
+    assert_refused(result, "no folder Qwen/Qwen-VL-Chat", "download")
 
 
 def test_questions_that_cannot_be_asked(run: Run, checkpoint: Path) -> None:
