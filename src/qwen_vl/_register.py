@@ -52,7 +52,8 @@ class _ImportWatcher(importlib.abc.MetaPathFinder):
         if fullname.partition(".")[0] not in WATCHED:
             return None
         for finder in [finder for finder in sys.meta_path if finder is not self]:
-            spec = finder.find_spec(fullname, path, target)
+            find_spec = getattr(finder, "find_spec", None)  # as the import system: a finder of old may have none
+            spec = find_spec(fullname, path, target) if find_spec else None
             if spec is not None:
                 if spec.loader is not None:
                     spec.loader = _CountingLoader(spec.loader, self)
