@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from qwen_vl.errors import PromptError
 from qwen_vl.grounding.box import BOX_MAX, Box, Quad, Ref, clip_to_grid
 from qwen_vl.grounding.tags import BOX_END, BOX_START, ELEMENT_TAGS, IMG_PAD, QUAD_END, QUAD_START, REF_END, REF_START
+from qwen_vl.prompt.normalize import MAX_MARKS_IN_A_ROW, count_marks_in_a_row
 
 _START_TAGS = {start: (key, end) for key, (start, end) in ELEMENT_TAGS.items()}
 _START = re.compile("|".join(map(re.escape, _START_TAGS)))
-MAX_MARKS_IN_A_ROW = 1024
 _WHOLE_NUMBER = re.compile(r"[+-]?\d+")
 # A tag without its other half; after an open <box> or <quad> also the coordinates that were being written.
 _STRAY_TAG = re.compile(r"<(?:box|quad)>[\d(),.+-]*|</(?:box|quad|ref|img)>|<(?:ref|img)>|" + re.escape(IMG_PAD))
@@ -45,8 +45,7 @@ def _to_nfc(text: str) -> str:
     """Apply NFC, but leave a text alone that has more combining marks in a row than any writing needs: sorting them takes quadratic time."""
     if text.isascii():
         return text
-    classes = bytes(map(unicodedata.combining, text))  # one byte per character; 0 is a base character
-    return text if max(map(len, classes.split(b"\0"))) > MAX_MARKS_IN_A_ROW else unicodedata.normalize("NFC", text)
+    return text if count_marks_in_a_row(text) > MAX_MARKS_IN_A_ROW else unicodedata.normalize("NFC", text)
 
 
 def _normalize(text: str) -> str:

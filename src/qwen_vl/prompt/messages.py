@@ -6,7 +6,7 @@ Text parts are text: a picture tag typed in them opens nothing. Pictures come fr
 are numbered through the dialogue as `Picture N: <img>..</img>`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,7 +93,22 @@ def _read_content(message: Mapping[str, Any], role: str, place: str, conversatio
         raise PromptError(f"{place} has no content: it must be text, or a list of parts that is not empty.")
     if role == "user" and not any(isinstance(piece, PicturePath) or piece.value.strip() for piece in pieces):
         raise PromptError(f"{place} is an empty question. Ask something, or show a picture.")
-    return Content(pieces)
+    return Content(tuple(_join_texts(pieces)))
+
+
+def _join_texts(pieces: Iterable[Text | PicturePath]) -> Iterator[Text | PicturePath]:
+    """Make one text of neighbouring ones: encoded apart, the newline after a picture would not merge with one that the question begins with."""
+    texts: list[str] = []
+    for piece in pieces:
+        if isinstance(piece, Text):
+            texts.append(piece.value)
+            continue
+        if texts:
+            yield Text("".join(texts))
+            texts = []
+        yield piece
+    if texts:
+        yield Text("".join(texts))
 
 
 def _read_part(part: object, role: str, place: str, conversation: Conversation, name_picture: NamePicture) -> Iterator[Text | PicturePath]:

@@ -36,6 +36,12 @@ def test_tags_typed_in_text_name_no_picture() -> None:
     assert conversation.query == Content((Text("<img>/etc/passwd</img>"),))
 
 
+def test_neighbouring_texts_are_one() -> None:
+    """A newline after a picture merges with one that the text begins with, as in the release's plain strings."""
+    query = read_messages([user({"image": "a.png"}, "\n", "What?")]).query
+    assert query == Content((Text("Picture 1: "), PicturePath("a.png"), Text("\n\nWhat?")))
+
+
 def test_objects_are_named_by_the_caller() -> None:
     conversation = read_messages([user({"image": DOG}, "Hm?")], lambda source: f"handle-{source is DOG}")
     assert conversation.query is not None
