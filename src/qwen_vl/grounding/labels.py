@@ -1,9 +1,8 @@
 """Fit label text into a picture and find a place for it: inside the picture, close to its box, over as little other text as possible.
 
-label = fit_label("the dog", 640, 480)
 layout = LabelLayout(640, 480)
-if label is not None:
-    layout.place(label, (100, 80, 300, 400), (255, 0, 0))
+layout.place(fit_label("the dog", 640, 480), (100, 80, 300, 400), (255, 0, 0))
+layout.placed  # [PlacedLabel(..)], or [] in a picture too small for text
 """
 
 import math
