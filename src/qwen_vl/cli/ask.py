@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qwen_vl.cli import options
-from qwen_vl.cli.output import STDIN, check_output, check_picture_output, read_picture, save_drawing, show, show_answer, show_json
+from qwen_vl.cli.output import STDIN, check_outputs, read_picture, save_drawing, show, show_answer, show_json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -47,8 +47,7 @@ def run(
         raise typer.BadParameter(f"the question is missing: qwen-vl ask {question} QUESTION")
     if names.count(STDIN) > 1:
         raise typer.BadParameter("stdin (-) can be only one of the pictures")
-    check_output(out, force=force)
-    check_picture_output(draw, force=force)
+    check_outputs(out, draw, force=force)
     from qwen_vl.api.prompts import check_question
 
     check_question(question)

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from qwen_vl.cli import options
-from qwen_vl.cli.output import check_output, check_picture_output, read_picture, save_drawing, show_answer
+from qwen_vl.cli.output import check_outputs, read_picture, save_drawing, show_answer
 
 
 def run(
@@ -32,8 +32,7 @@ def run(
     force: options.Force = False,
 ) -> None:
     """Find the phrase."""
-    check_output(out, force=force)
-    check_picture_output(draw, force=force)
+    check_outputs(out, draw, force=force)
     source = read_picture(picture)
     sampling = options.sampling_of(seed, max_new_tokens, temperature)
     vl = options.load_model(model, device, dtype)

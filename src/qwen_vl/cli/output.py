@@ -52,6 +52,14 @@ def check_picture_output(path: Path | None, *, force: bool) -> None:
         raise ConfigError(f"{path} does not end like a picture. Name a file that ends in .png or .jpg.")
 
 
+def check_outputs(out: Path | None, draw: Path | None, *, force: bool) -> None:
+    """Raise ConfigError unless the answer and the drawing can be written, each to a file of its own."""
+    check_output(out, force=force)
+    check_picture_output(draw, force=force)
+    if out and draw and out.absolute() == draw.absolute():
+        raise ConfigError(f"{out} cannot hold both the answer and the drawing. Name two files.")
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file under another name and rename it, so that it is there whole or not at all. Raises: ConfigError if that fails."""
     temporary = path.with_name(f".{path.stem}.part{os.getpid()}{path.suffix}")

@@ -71,6 +71,12 @@ def test_a_full_disk_behind_stdout(run: Run, checkpoint: Path, monkeypatch: pyte
             os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())  # so that closing it succeeds
 
 
+def test_the_answer_and_the_drawing_need_two_files(run: Run, checkpoint: Path) -> None:
+    for command in (("ask", "red.png", "what?"), ("caption", "red.png"), ("ground", "red.png", "dog")):
+        assert_refused(run(*command, "--out", "one.png", "--draw", "./one.png", "--model", checkpoint), "one.png", "two files")
+    assert not Path("one.png").exists()
+
+
 def test_info_reads_folders_only(run: Run) -> None:
     result = run("info", "Qwen/Qwen-VL-Chat")
     assert_refused(result, "no folder Qwen/Qwen-VL-Chat", "download")
