@@ -147,7 +147,7 @@ def _within(path: Path, root: Path, name: str) -> Path:
     """Return the path, links followed, if it lies in the root; a relative one starts there. Raises: ImageError otherwise."""
     place = (root / path).resolve()
     if not place.is_relative_to(root.resolve()):
-        raise ImageError(f"{name} lies outside the folder that pictures are read from. Move it there, or change --image-root.")
+        raise ImageError(f"{name} lies outside the folder that pictures are read from. Move it there, or name another image_root.")
     return place
 
 
