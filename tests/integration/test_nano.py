@@ -16,8 +16,6 @@ from qwen_vl.api.loading import BUNDLED
 PICTURE = BUNDLED.parent / "demo" / "beach.png"
 PROGRAM = [sys.executable, "-c", "import sys; from qwen_vl.cli import main; sys.exit(main())"]
 
-pytestmark = pytest.mark.skipif(not (BUNDLED / "config.json").is_file(), reason="the bundled checkpoint is not trained yet")
-
 
 @pytest.fixture(scope="module")
 def nano() -> QwenVL:

@@ -8,6 +8,7 @@ Short answers count when they are exactly the one right answer. Boxes count when
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import permutations
 
 import torch
 from torch import Tensor
@@ -82,9 +83,12 @@ def mark(question: Question, answer: str) -> tuple[bool, bool, float | None]:
         return answer.strip(_ENDS).lower() == question.answer.strip(_ENDS).lower(), True, None
     found = [box for ref in parse(answer) for box in ref.boxes]
     is_parsed = bool(found) and not count_unparsed(answer)
-    best = [max((iou(wanted.to_tuple(), box.to_tuple()) for box in found), default=0.0) for wanted in question.boxes]
-    is_correct = len(found) == len(question.boxes) and all(value >= MIN_IOU for value in best)
-    return is_correct, is_parsed, best[0] if len(best) == 1 else None
+    overlaps = [[iou(wanted.to_tuple(), box.to_tuple()) for box in found] for wanted in question.boxes]
+    # Each box asked for needs a box of its own; there are never more than a handful.
+    is_correct = len(found) == len(question.boxes) and any(
+        all(row[place] >= MIN_IOU for row, place in zip(overlaps, places, strict=True)) for places in permutations(range(len(found)))
+    )
+    return is_correct, is_parsed, max(overlaps[0], default=0.0) if len(overlaps) == 1 else None
 
 
 def run_exam(

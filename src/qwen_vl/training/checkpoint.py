@@ -33,9 +33,14 @@ def save_checkpoint(folder: Path, module: nn.Module, optimizers: Sequence[torch.
     (work / MANIFEST).write_text(json.dumps(hashes, indent=1), encoding="utf-8")
     for path in work.iterdir():
         _flush(path)
+    replace_folder(work, folder)
+
+
+def replace_folder(work: Path, folder: Path) -> None:
+    """Put the finished folder `work` in the place of `folder`. At every moment one of `folder` and `folder.old` is whole."""
     old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
+    if folder.exists():  # else a kill came between the renames, and `old` is all there is
+        shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     work.rename(folder)
     shutil.rmtree(old, ignore_errors=True)

@@ -4,6 +4,7 @@ An unknown key is an error that suggests the nearest name; every value is checke
 """
 
 import difflib
+import math
 import tomllib
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -34,6 +35,13 @@ class ModelRecipe:
     vision_mlp_ratio: float
     num_ranks: int  # byte-pair tokens of the vocabulary
     vocabulary_scenes: int = 3000  # scenes whose questions and answers the vocabulary is learnt from
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"[model]: {name}={getattr(self, name)} must be positive")
+        if self.hidden_size % self.num_heads:
+            raise ConfigError(f"[model]: hidden_size={self.hidden_size} is not a multiple of num_heads={self.num_heads}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,11 +99,29 @@ def read_recipe(path: Path) -> Recipe:
         raise ConfigError(f"{path}: no such recipe file") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: not a readable TOML recipe ({type(error).__name__})") from error
-    model = _build(ModelRecipe, table.pop("model", {}), f"{path}: [model]")
-    stages = tuple(_build(StageRecipe, stage, f"{path}: [[stage]]") for stage in table.pop("stage", []))
-    if not stages:
-        raise ConfigError(f"{path}: the recipe has no [[stage]]")
+    sizes, entries = table.pop("model", {}), table.pop("stage", [])
+    if not isinstance(sizes, dict) or not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries) or not entries:
+        raise ConfigError(f"{path}: a recipe has one [model] and at least one [[stage]]")
+    model = _build(ModelRecipe, sizes, f"{path}: [model]")
+    stages = tuple(_build(StageRecipe, entry, f"{path}: [[stage]]") for entry in entries)
+    names = [stage.name for stage in stages]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"{path}: two stages have the same name; found {', '.join(names)}")
     return _build(Recipe, {**table, "model": model, "stages": stages}, str(path))
+
+
+def _check_type(place: str, key: str, value: object, kind: Any) -> None:
+    """Raise: ConfigError when a value of the file is not of its field's kind."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    fits = {
+        int: is_number and isinstance(value, int),
+        float: is_number,
+        str: isinstance(value, str),
+        tuple[str, ...]: isinstance(value, list) and all(isinstance(each, str) for each in value),
+    }
+    if not fits.get(kind, True):
+        name = {int: "a whole number", float: "a number", str: "a text"}.get(kind, "a list of texts")
+        raise ConfigError(f"{place}: {key}={value!r} must be {name}")
 
 
 def _build(kind: type[T], values: dict[str, Any], place: str) -> T:
@@ -104,6 +130,7 @@ def _build(kind: type[T], values: dict[str, Any], place: str) -> T:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             raise ConfigError(f"{place} has an unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        _check_type(place, key, values[key], known[key].type)
     missing = [name for name, entry in known.items() if name not in values and entry.default is MISSING]
     if missing:
         raise ConfigError(f"{place} lacks {', '.join(missing)}")

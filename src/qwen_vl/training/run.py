@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from qwen_vl.errors import CheckpointError, ConfigError
+from qwen_vl.errors import CapacityError, CheckpointError, ConfigError
 from qwen_vl.processing.tokenization import QWenTokenizer
 
-from .checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from .checkpoint import find_checkpoint, load_checkpoint, replace_folder, save_checkpoint
 from .data import Batch, make_loader
 from .fresh import make_model, make_tokenizer
 from .optimizer import make_optimizers, set_learning_rate
@@ -29,6 +30,9 @@ from .recipe import Recipe, StageRecipe, read_recipe
 from .stage import Pupil, batch_losses
 
 SAVE_SECONDS = 120.0
+MAX_SKIPPED = 3  # steps in a row whose loss is not finite
+# What may differ when a stage goes on: how long and how fast, not what it sees and learns.
+MAY_CHANGE = frozenset({"steps", "learning_rate", "min_learning_rate", "warmup_steps", "weight_decay", "beta2", "clip"})
 LOG_STEPS = 50
 NUM_WORKERS = 1  # processes that draw the next pictures
 
@@ -43,7 +47,7 @@ def train(
     Args:
         only: run this stage alone, from the parts that finished stages left; the model is not exported.
         device: where to train; default a GPU if there is one.
-        compile_blocks: compile the model's blocks first; about twice as fast, after a minute of compiling.
+        compile_blocks: compile the language model's blocks first; about twice as fast, after a minute of compiling.
         report: called every few steps, for progress bars.
     Returns: the folder of the finished model, or of the stage's checkpoint with `only`.
     Raises: ConfigError or CheckpointError when the recipe, the folder or a checkpoint cannot be used.
@@ -56,7 +60,8 @@ def train(
     tokenizer = _prepare(recipe, recipe_path, out)
     pupil = Pupil(make_model(recipe.model, tokenizer)).to(place)
     if compile_blocks:
-        for block in [*pupil.model.transformer.h, *pupil.model.transformer.visual.transformer.resblocks]:
+        # Of the tower's blocks each number of pictures would be another shape; the language model's lessons all have one.
+        for block in pupil.model.transformer.h:
             block.compile(dynamic=False)
     for stage in recipe.stages:
         folder = out / "stages" / stage.name
@@ -73,11 +78,17 @@ def train(
 
 def _prepare(recipe: Recipe, recipe_path: Path, out: Path) -> QWenTokenizer:
     """Make the run's folder, its tokenizer and its copy of the recipe, or check that they belong to this recipe."""
-    out.mkdir(parents=True, exist_ok=True)
     kept = out / "recipe.toml"
-    if kept.exists() and read_recipe(kept).model != recipe.model:
-        raise ConfigError(f"{out} was begun with other model sizes; choose another --out, or delete it")
-    shutil.copyfile(recipe_path, kept)
+    if kept.exists():
+        before = read_recipe(kept)
+        if (before.model, before.seed) != (recipe.model, recipe.seed):
+            raise ConfigError(f"{out} was begun with other model sizes or another seed; choose another --out, or delete it")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        kept.write_bytes(recipe_path.read_bytes())
+        (out / "versions.json").write_text(json.dumps(versions(), indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written: {error.strerror}; choose another --out") from error
     if (out / "tokenizer" / "qwen.tiktoken").exists():
         return QWenTokenizer.from_pretrained(out / "tokenizer")  # type: ignore[no-any-return]
     return make_tokenizer(recipe.model, out / "tokenizer")
@@ -99,11 +110,17 @@ def _run_stage(pupil: Pupil, recipe: Recipe, stage: StageRecipe, tokenizer: QWen
     place = next(pupil.parameters()).device
     pupil.train()
     meter = _Meter(stage, log, report)
-    last_save = time.monotonic()
+    last_save, num_skipped = time.monotonic(), 0
     for batch in make_loader(stage, tokenizer, image_size, patch_size, grid_side, first_step, NUM_WORKERS):
         step = int(batch["step"])
         set_learning_rate(optimizers, learning_rate(stage, step))
-        meter.add(step, _step(pupil, stage, optimizers, parameters, _to(batch, place)))
+        losses = _step(pupil, stage, optimizers, parameters, _to(batch, place))
+        num_skipped = num_skipped + 1 if "skipped" in losses else 0
+        if num_skipped == MAX_SKIPPED:
+            raise CapacityError(
+                f"stage {stage.name}: the loss or its gradient was not finite in steps {step - MAX_SKIPPED + 1} to {step}; lower learning_rate"
+            )
+        meter.add(step, losses)
         if time.monotonic() - last_save > SAVE_SECONDS or step + 1 == stage.steps:
             save_checkpoint(folder, pupil, optimizers, {"step": step + 1, "stage": asdict(stage)})
             last_save = time.monotonic()
@@ -115,10 +132,11 @@ def _step(pupil: Pupil, stage: StageRecipe, optimizers: list[Optimizer], paramet
         loss, parts = batch_losses(pupil, stage, batch)
     pupil.zero_grad(set_to_none=True)
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(parameters, stage.clip)
-    if torch.isfinite(loss):
-        for optimizer in optimizers:
-            optimizer.step()
+    norm = torch.nn.utils.clip_grad_norm_(parameters, stage.clip)
+    if not torch.isfinite(loss + norm):  # the weights and the optimizers stay as they were
+        return {"skipped": torch.ones(())}
+    for optimizer in optimizers:
+        optimizer.step()
     return {"loss": loss.detach(), **{name: value.detach() for name, value in parts.items()}}
 
 
@@ -144,11 +162,15 @@ def _to(batch: Batch, place: torch.device) -> Batch:
 
 def _check_same(state: dict[str, Any], stage: StageRecipe, folder: Path) -> None:
     """Raise: CheckpointError when a stage would resume with settings that change its data."""
-    before = state["stage"]
-    for name in ("objective", "batch", "first_seed", "train"):
-        now = getattr(stage, name)
-        if before[name] != (list(now) if isinstance(now, tuple) else now):
-            raise CheckpointError(f"{folder} was begun with {name}={before[name]!r}, the recipe now says {now!r}; delete it to start the stage again")
+    for name, before in state["stage"].items():
+        now = getattr(stage, name, None)
+        if name not in MAY_CHANGE and before != (list(now) if isinstance(now, tuple) else now):
+            raise CheckpointError(f"{folder} was begun with {name}={before!r}, the recipe now says {now!r}; delete it to start the stage again")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a run's results depend on."""
+    return {name: metadata.version(name) for name in ("qwen-vl", "torch", "transformers", "tokenizers", "pillow", "numpy")}
 
 
 class _Meter:
@@ -182,6 +204,5 @@ def export(pupil: Pupil, tokenizer: QWenTokenizer, folder: Path) -> Path:
     model = pupil.model.to(torch.bfloat16)
     model.save_pretrained(work)
     tokenizer.save_pretrained(work)
-    shutil.rmtree(folder, ignore_errors=True)
-    work.rename(folder)
+    replace_folder(work, folder)
     return folder

@@ -43,6 +43,8 @@ def test_all_boxes_asked_for_must_be_met_and_no_more() -> None:
     both = "<ref>dogs</ref><box>(0,0),(100,100)</box><box>(500,500),(600,600)</box>"
     assert mark(asked, both) == (True, True, None)
     assert mark(asked, "<ref>dogs</ref><box>(0,0),(100,100)</box>")[0] is False
+    wide = question("refer", "", Box(0, 0, 100, 100), Box(0, 0, 100, 110))
+    assert mark(wide, "<ref>dogs</ref><box>(0,0),(100,105)</box><box>(700,700),(900,900)</box>")[0] is False
     assert mark(question("refer", "", Box(0, 0, 100, 100)), both)[0] is False
 
 

@@ -24,6 +24,10 @@ def test_the_recipe_of_nano_reads() -> None:
         ('train = ["visual", "resampler", "heads"]', 'train = ["eyes"]', "must name parts"),
         ("steps = ", "steps = -", "must be positive"),
         ("seed = 2023", "", "lacks seed"),
+        ("steps = ", 'steps = "many" # ', "must be a whole number"),
+        ("hidden_size = 256", "hidden_size = 255", "not a multiple of num_heads"),
+        ('name = "language"', 'name = "tower"', "same name"),
+        ("learning_rate = 1e-3", "learning_rate = nan", "must be a number"),
         ("[model]", "[model", "not a readable TOML"),
     ],
 )

@@ -2,15 +2,18 @@
 
 import json
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from qwen_vl.errors import CheckpointError, ConfigError
+from qwen_vl.errors import CapacityError, CheckpointError, ConfigError
 from qwen_vl.modeling.model import QWenLMHeadModel
 from qwen_vl.processing.tokenization import QWenTokenizer
 from qwen_vl.training import run
+from qwen_vl.training.checkpoint import replace_folder
 from qwen_vl.training.run import train
 
 RECIPE = """
@@ -147,6 +150,39 @@ def test_a_damaged_checkpoint_is_named(recipe: Path, tmp_path: Path) -> None:
     weights.write_bytes(bytes(content))
     with pytest.raises(CheckpointError, match="weights.safetensors is missing or damaged"):
         train(recipe, tmp_path / "run", only="tower")
+
+
+def test_a_loss_that_stays_infinite_stops_the_stage(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = run.batch_losses
+
+    def spoilt(*arguments: Any) -> Any:
+        loss, parts = original(*arguments)
+        return loss * float("nan"), parts
+
+    monkeypatch.setattr(run, "batch_losses", spoilt)
+    with pytest.raises(CapacityError, match="not finite in steps 0 to 2"):
+        train(recipe, tmp_path / "run", only="tower")
+
+
+def test_the_recipe_of_a_run_can_be_its_own_copy(recipe: Path, tmp_path: Path) -> None:
+    folder = train(recipe, tmp_path / "run", only="tower")
+    assert train(tmp_path / "run" / "recipe.toml", tmp_path / "run", only="tower") == folder
+
+
+def test_the_only_checkpoint_is_never_deleted_before_its_successor_stands(tmp_path: Path) -> None:
+    old, work = tmp_path / "stage.old", tmp_path / "stage.tmp"
+    for folder in (old, work):
+        folder.mkdir()
+    moments: list[bool] = []
+    rename = Path.rename
+
+    def watched(self: Path, target: Path) -> Path:
+        moments.append(old.exists())
+        return rename(self, target)
+
+    with mock.patch.object(Path, "rename", watched):
+        replace_folder(work, tmp_path / "stage")
+    assert moments == [True] and (tmp_path / "stage").exists() and not old.exists()
 
 
 def test_a_save_cut_between_its_renames_leaves_the_earlier_checkpoint(recipe: Path, tmp_path: Path) -> None:
