@@ -175,20 +175,24 @@ class QWenModel(QWenPreTrainedModel):
         causal_mask = create_causal_mask(
             config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=cache, position_ids=position_ids
         )
+        # Kept only when asked for: the states of a long prefill are as large as its cache.
+        keeps_states = _wants(output_hidden_states, self.config.output_hidden_states)
+        keeps_weights = _wants(output_attentions, self.config.output_attentions)
         states = inputs_embeds
-        all_states: list[Tensor] = []
-        all_weights: list[Tensor | None] = []
+        all_states, all_weights = [states], []
         for block in self.h:
-            all_states.append(states)
             states, weights = block(states, positions, causal_mask, cache, **kwargs)
-            all_weights.append(weights)
+            if keeps_states:
+                all_states.append(states)
+            if keeps_weights:
+                all_weights.append(weights)
         states = self.ln_f(states)
-        all_states.append(states)
+        all_states[-1] = states  # the last layer's output counts after the final norm, as in the release
         return BaseModelOutputWithPast(
             last_hidden_state=states,
             past_key_values=cache if use_cache else None,
-            hidden_states=tuple(all_states) if _wants(output_hidden_states, self.config.output_hidden_states) else None,
-            attentions=tuple(all_weights) if _wants(output_attentions, self.config.output_attentions) else None,
+            hidden_states=tuple(all_states) if keeps_states else None,
+            attentions=tuple(all_weights) if keeps_weights else None,
         )
 
 
