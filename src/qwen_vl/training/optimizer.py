@@ -10,11 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qwen_vl.errors import ConfigError
+
 from .recipe import StageRecipe
 
 
 def make_optimizers(pupil: nn.Module, stage: StageRecipe) -> list[torch.optim.Optimizer]:
-    """Return the optimizers of the parameters that learn. Matrices decay, vectors and tables do not."""
+    """Return the optimizers of the parameters that learn. Matrices decay, vectors and tables do not.
+
+    Raises: ConfigError with a torch that has no Muon.
+    """
+    if not hasattr(torch.optim, "Muon"):
+        raise ConfigError(f'training needs torch 2.9 or newer, this is {torch.__version__}; install it with: pip install "torch>=2.9,<2.14"')
     matrices, tables, vectors = [], [], []
     for name, parameter in pupil.named_parameters():
         if not parameter.requires_grad:
