@@ -82,7 +82,7 @@ class QWenGenerationMixin(GenerationMixin):
         features = kwargs.pop("image_features", None)
         pixel_values = kwargs.pop("pixel_values", None)
         if features is None:
-            features = self.resolve_image_features(input_ids, pixel_values, past_length)  # type: ignore[attr-defined]
+            features = self.resolve_image_features(input_ids, pixel_values, past_length)
         if features is not None and kwargs.get("prefill_chunk_size", settings.prefill_chunk_size) is not None:
             raise ConfigError("prefill_chunk_size cannot be combined with pictures: a chunk could end inside one; leave it out")
         if self.config.visual is not None:
@@ -121,7 +121,7 @@ class QWenGenerationMixin(GenerationMixin):
         )
         return result
 
-    def _expand_inputs_for_generation(  # type: ignore[override]  # transformers declares it static; the repeat needs to know the spans
+    def _expand_inputs_for_generation(  # transformers declares it static; the repeat needs to know the spans
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor, dict[str, Any]]:
         """Repeat every row `expand_size` times, and with each row all of its pictures together."""

@@ -140,7 +140,7 @@ class QWenModel(QWenPreTrainedModel):
             prompt_lengths = position_ids.amax(dim=-1) + 1
         level = ntk_level(prompt_lengths.to(position_ids.device), self.config.seq_length)
         if cache is not None:
-            cache.ntk_level = level  # type: ignore[attr-defined]  # the cache is the only state that belongs to one request
+            cache.ntk_level = level  # the cache is the only state that belongs to one request
         return level
 
     @can_return_tuple

@@ -45,7 +45,7 @@ class QWenVLProcessor(ProcessorMixin):
             tokenizer.pad_token_id = tokenizer.eod_id
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "QWenVLProcessor":  # type: ignore[override]
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "QWenVLProcessor":
         """Load from a checkpoint folder or hub name; released folders, which have no processor files, included."""
         name = str(pretrained_model_name_or_path)
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key) is not None}
@@ -55,9 +55,7 @@ class QWenVLProcessor(ProcessorMixin):
         tokenizer = QWenTokenizer.from_pretrained(name, **{**slots, **kwargs})
         return cls(QWenImageProcessor(visual.get("image_size") or saved.get("image_size") or DEFAULT_IMAGE_SIZE), tokenizer)
 
-    def __call__(  # type: ignore[override]
-        self, images: Any = None, text: str | Sequence[str] | None = None, return_tensors: str | None = "pt", **kwargs: Any
-    ) -> BatchFeature:
+    def __call__(self, images: Any = None, text: str | Sequence[str] | None = None, return_tensors: str | None = "pt", **kwargs: Any) -> BatchFeature:
         """Encode texts and the pictures that they show.
 
         Args:
@@ -106,7 +104,7 @@ class QWenVLProcessor(ProcessorMixin):
             data["pixel_values"] = pixel_values.numpy() if return_tensors == "np" else pixel_values
         return BatchFeature(data)
 
-    def apply_chat_template(  # type: ignore[override]
+    def apply_chat_template(
         self,
         conversation: Messages | Sequence[Messages],
         chat_template: None = None,

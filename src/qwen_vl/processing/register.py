@@ -11,7 +11,7 @@ from qwen_vl.processing.processor import QWenVLProcessor
 from qwen_vl.processing.tokenization import QWenTokenizer
 
 
-class _QWenProcessingKey(PretrainedConfig):  # type: ignore[no-untyped-call]
+class _QWenProcessingKey(PretrainedConfig):
     """A configuration that no checkpoint has.
 
     AutoTokenizer executes the folder's code with trust_remote_code=True if a tokenizer is registered for the folder's own

@@ -95,7 +95,7 @@ class QWenTokenizer(PreTrainedTokenizer):
     def __len__(self) -> int:
         return self.vocab_size
 
-    def get_vocab(self) -> dict[bytes, int]:  # type: ignore[override]
+    def get_vocab(self) -> dict[bytes, int]:
         """Return the byte-pair tokens only, as the release does (FACTS quirk 34)."""
         return self.byte_pairs.ranks
 
@@ -115,7 +115,7 @@ class QWenTokenizer(PreTrainedTokenizer):
                 raise PromptError(f"Cannot add {token!r}: only the special tokens of the vocabulary (such as <|extra_0|>) can be named.")
         return 0
 
-    def convert_tokens_to_ids(self, tokens: Token | Iterable[Token]) -> int | list[int | None] | None:  # type: ignore[override]
+    def convert_tokens_to_ids(self, tokens: Token | Iterable[Token]) -> int | list[int | None] | None:
         """Return the id of a token, or the ids of several; None for a token that does not exist."""
         if isinstance(tokens, str):
             return self.special_tokens.get(tokens)
@@ -123,7 +123,7 @@ class QWenTokenizer(PreTrainedTokenizer):
             return self.byte_pairs.ranks.get(tokens)
         return [self.convert_tokens_to_ids(token) for token in tokens]  # type: ignore[misc]
 
-    def convert_ids_to_tokens(self, ids: int | Iterable[int], skip_special_tokens: bool = False) -> Token | list[Token]:  # type: ignore[override]
+    def convert_ids_to_tokens(self, ids: int | Iterable[int], skip_special_tokens: bool = False) -> Token | list[Token]:
         """Return the token of an id, or the tokens of several. Raises: PromptError for an id without a token."""
         if not isinstance(ids, Iterable):
             return self._token(int(ids))
@@ -136,15 +136,13 @@ class QWenTokenizer(PreTrainedTokenizer):
             raise PromptError(f"The id {index} has no token; ids go from 0 to {self.vocab_size - 1}.")
         return token
 
-    def convert_tokens_to_string(self, tokens: Iterable[Token]) -> str:  # type: ignore[override]
+    def convert_tokens_to_string(self, tokens: Iterable[Token]) -> str:
         """Join tokens and decode their bytes."""
         return b"".join(token.encode() if isinstance(token, str) else token for token in tokens).decode("utf-8", self.errors)
 
     # Encoding
 
-    def tokenize(  # type: ignore[override]
-        self, text: str, allowed_special: Special = "all", disallowed_special: Special = (), **kwargs: Any
-    ) -> list[Token]:
+    def tokenize(self, text: str, allowed_special: Special = "all", disallowed_special: Special = (), **kwargs: Any) -> list[Token]:
         """Split text into byte-pair tokens (bytes) and special tokens (str).
 
         Args:
@@ -190,7 +188,7 @@ class QWenTokenizer(PreTrainedTokenizer):
 
     # Decoding
 
-    def _decode(  # type: ignore[override]
+    def _decode(
         self,
         token_ids: int | Sequence[int],
         skip_special_tokens: bool = False,

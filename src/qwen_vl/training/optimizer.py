@@ -1,6 +1,6 @@
 """The optimizers of a stage: Muon for the weight matrices inside the blocks, AdamW for everything else.
 
-Muon orthogonalises the momentum of a matrix, so that all its directions learn at one speed; on models this small it needs about half the steps.
+Muon orthogonalises the momentum of a matrix, so that all its directions learn at one speed.
 Source: K. Jordan and others, Muon (2024); the scale that fits AdamW's learning rates is of Liu and others, arXiv:2502.16982.
 """
 
