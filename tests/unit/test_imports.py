@@ -46,6 +46,8 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
 FREE = {"cli"}  # may import anything, but only inside its functions
 HTTP_CLIENTS = {"requests", "httpx", "httpx2", "aiohttp", "urllib3", "urllib.request", "http.client", "socket", "ftplib"}
 FETCHER = "processing/fetch.py"
+LISTENER = "serving/run.py"  # takes connections and makes none: of `socket` it may have names, but not these
+DIALLING = {"connect", "connect_ex", "create_connection", "getaddrinfo", "gethostbyname", "socketpair", "fromfd"}
 DECODER = "processing/decoding.py"
 PATH_HELPERS = {"url2pathname", "pathname2url"}  # of urllib.request: they fetch nothing
 PICKLES = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
@@ -145,7 +147,12 @@ def test_start_is_light(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_one_media_loader(path: Path) -> None:
     if relative(path) != FETCHER:
-        assert set(imports(path)) & HTTP_CLIENTS == set(), f"only {FETCHER} fetches"
+        listening = {"socket"} if relative(path) == LISTENER else set()
+        assert set(imports(path)) & HTTP_CLIENTS == listening, f"only {FETCHER} fetches"
+        attributes = [node for node in nodes_of(path) if isinstance(node, ast.Attribute)]
+        smuggled = [node for node in attributes if node.attr == "socket" and isinstance(node.value, ast.Name) and node.value.id != "socket"]
+        assert not smuggled, "by way of another module is no way"
+        assert not listening or not {node.attr for node in attributes} & DIALLING, f"only {FETCHER} fetches"
     if relative(path) != DECODER:
         opened = [node for node in nodes_of(path) if is_call_of(node, "Image.open", "PIL.Image.open")]
         assert opened == [], f"only {DECODER} opens pictures: use processing.images.load_image"

@@ -8,6 +8,7 @@ import asyncio
 import gc
 import logging
 import os
+import socket
 import socketserver
 import threading
 import time
@@ -38,7 +39,7 @@ FAILED, FORCED = 1, 130
 WARM_UPS = 10  # so many times what one small answer takes is no hanging yet, however slow the machine
 
 
-def listen(settings: ServeSettings) -> Any:
+def listen(settings: ServeSettings) -> socket.socket:
     """Take the address and return its socket, which nobody answers yet. Raises: ConfigError if that fails.
 
     It listens at once, so that a second server finds the port taken, however long this one takes to load.
@@ -47,12 +48,12 @@ def listen(settings: ServeSettings) -> Any:
     class Listener(socketserver.TCPServer):
         allow_reuse_address = os.name == "posix"
         request_queue_size = 1
-        address_family = socketserver.socket.AF_INET6 if ":" in settings.host else socketserver.socket.AF_INET  # type: ignore[attr-defined]
+        address_family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
 
     try:
         found = Listener((settings.host, settings.port), socketserver.BaseRequestHandler).socket
         # Connections inherit it. asyncio turns Nagle's delay off only for sockets that name their protocol; it costs an answer's first event 40 ms.
-        found.setsockopt(socketserver.socket.IPPROTO_TCP, socketserver.socket.TCP_NODELAY, 1)  # type: ignore[attr-defined]
+        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ConfigError(f"{settings.host} port {settings.port} cannot be used: {reason}. Choose another with --host or --port.") from None
@@ -60,7 +61,7 @@ def listen(settings: ServeSettings) -> Any:
     return found
 
 
-def url_of(found: Any) -> str:
+def url_of(found: socket.socket) -> str:
     """Return the address of a socket as a browser takes it."""
     host, port = found.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
