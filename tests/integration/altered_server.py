@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
 from torch import Tensor
 
 from qwen_vl import cli
@@ -45,8 +46,9 @@ def write(sampler: Sampler, logits: Tensor) -> int:
     return ids[len(sampler.generated)] if len(sampler.generated) < len(ids) else token
 
 
-socket.getaddrinfo = resolve  # type: ignore[assignment]
-fetch._is_global = lambda ip: ip == "127.0.0.1" or is_global(ip)
-Sampler.choose = write  # type: ignore[assignment, method-assign]
-Sampler.is_plain = property(lambda sampler: not script() and is_plain.__get__(sampler))  # type: ignore[assignment, method-assign]
+altered = pytest.MonkeyPatch()  # never undone: the process is altered for as long as it lives
+altered.setattr(socket, "getaddrinfo", resolve)
+altered.setattr(fetch, "_is_global", lambda ip: ip == "127.0.0.1" or is_global(ip))
+altered.setattr(Sampler, "choose", write)
+altered.setattr(Sampler, "is_plain", property(lambda sampler: not script() and is_plain.__get__(sampler)))
 sys.exit(cli.main())

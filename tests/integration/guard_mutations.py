@@ -53,13 +53,11 @@ def start_unconfined() -> None:
 
 
 def start_with_secrets() -> None:
-    from qwen_vl.serving import decoder
-
-    class Popen(subprocess.Popen):  # type: ignore[type-arg]
+    class Popen(subprocess.Popen[Any]):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **{**options, "env": dict(os.environ)})
 
-    decoder.subprocess = type("subprocess", (), {**vars(subprocess), "Popen": Popen})  # type: ignore[attr-defined, assignment]
+    put("serving.decoder", "subprocess", type("subprocess", (), {**vars(subprocess), "Popen": Popen}))()
 
 
 def get_anybodys(store: Any, handle: str, _: str) -> bytes:
