@@ -23,7 +23,7 @@ class BoundedProtocol(H11Protocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._idle_timer: asyncio.TimerHandle | None = None
-        self._watched_app, self.app = self.app, partial(self._run, self.app)  # type: ignore[assignment]
+        self._watched_app, self.app = self.app, partial(self._run, self.app)
 
     async def _run(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application; it may cut the connection, which closing cannot do while bytes wait for a reader."""

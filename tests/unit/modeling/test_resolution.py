@@ -170,7 +170,7 @@ class TestOn:
             for batch in batches:
                 (model.get_image_features([pictures[index] for index in batch]) * weights[list(batch)]).sum().backward()
             parameters = dict(model.transformer.visual.named_parameters())
-            return {name: parameters[name].grad.clone() for name in names}  # type: ignore[union-attr]
+            return {name: parameters[name].grad.clone() for name in names}
 
         together, alone = gradients([range(len(SIZES))]), gradients([[index] for index in range(len(SIZES))])
         for name in names:

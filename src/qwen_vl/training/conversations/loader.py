@@ -127,7 +127,8 @@ class ConversationDataset:
                 events.append(Event("skipped_bad_picture", sample.number, f"skipped. {error}"))
                 sample = None
             rows.append(sample or self._blank())
-        pixel_values = join_pixel_values(pictures) if pictures and self.features is None else None  # type: ignore[arg-type]
+        loaded = [picture for picture in pictures if isinstance(picture, torch.Tensor)]  # all of them, or none where features are kept
+        pixel_values = join_pixel_values(loaded) if loaded else None
         batch = collate(rows, pad_id=self.tokenizer.eod_id, pixel_values=pixel_values)
         if self.features is not None:
             batch["pictures"] = pictures
