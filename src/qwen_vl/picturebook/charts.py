@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from .catalog import COLOURS
 from .dialogue import Language, Turn
 from .dice import Dice, check_seed
-from .pages import PAGE_SIZE, PAPERS, Page, Panel, Word
+from .pages import PAGE_SIZE, PAPERS, Page, Panel, Sheet, Word
 from .palette import colour_rgb
 from .phrases import colour_name
 
@@ -36,21 +36,11 @@ class Bar:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Chart:
+class Chart(Sheet):
     """A bar chart; names, colours and values of its bars all differ."""
 
-    seed: int
     title: str
     bars: tuple[Bar, ...]
-    paper: int
-
-    @property
-    def width(self) -> int:
-        return PAGE_SIZE[0]
-
-    @property
-    def height(self) -> int:
-        return PAGE_SIZE[1]
 
 
 def make_chart(seed: int) -> Chart:

@@ -38,6 +38,22 @@ class Panel:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Sheet:
+    """What a chart and a receipt have in common: the seed that it was composed from, and which of PAPERS it is drawn on."""
+
+    seed: int
+    paper: int
+
+    @property
+    def width(self) -> int:
+        return PAGE_SIZE[0]
+
+    @property
+    def height(self) -> int:
+        return PAGE_SIZE[1]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Page:
     """What is drawn; panels lie under words. Words are in the order in which they are read."""
 

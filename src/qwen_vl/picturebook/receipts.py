@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .dialogue import Language, Turn
 from .dice import Dice, check_seed
-from .pages import PAGE_SIZE, PAPERS, Page, Panel, Word
+from .pages import PAGE_SIZE, PAPERS, Page, Panel, Sheet, Word
 
 SHOPS: tuple[str, ...] = ("CAFE", "HOTEL", "ZOO", "BOOK", "SALE", "书店", "公园", "学校", "医院", "茶")
 ITEMS: tuple[tuple[str, ...], ...] = (
@@ -31,22 +31,12 @@ class Item:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Receipt:
+class Receipt(Sheet):
     """A receipt; the names of its items differ, and one price is the highest."""
 
-    seed: int
     shop: str
     items: tuple[Item, ...]
     total_word: str
-    paper: int
-
-    @property
-    def width(self) -> int:
-        return PAGE_SIZE[0]
-
-    @property
-    def height(self) -> int:
-        return PAGE_SIZE[1]
 
     @property
     def total(self) -> int:
