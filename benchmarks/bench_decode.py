@@ -71,20 +71,19 @@ class Watch:
         self._left_out += time.perf_counter() - begin
 
 
+def sizes_of(shape: str) -> dict[str, Any]:
+    """Return the fields of a config that a shape gives, those of `visual` among them."""
+    hidden, layers, mlp, vision, vision_layers, side, slots = SHAPES[shape]
+    visual = {"heads": max(vision // 64, 3), "image_size": side, "layers": vision_layers, "mlp_ratio": 4.0, "n_queries": slots, "output_dim": hidden}
+    language = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": hidden // 128, "kv_channels": 128}
+    return {**language, "intermediate_size": 2 * mlp, "visual": {**visual, "patch_size": 14, "width": vision}}
+
+
 def make_model(shape: str, seq_length: int = 2048) -> QWenLMHeadModel:
     """Return a model of random weights: numbers of bfloat16, in float32."""
-    hidden, layers, mlp, vision, vision_layers, side, slots = SHAPES[shape]
-    visual: dict[str, Any] = {
-        "heads": vision // 16 if shape == "tiny" else vision // 64,
-        "image_size": side,
-        "image_start_id": IMAGE_START,
-        "layers": vision_layers,
-    }
-    visual |= {"mlp_ratio": 4.0, "n_queries": slots, "output_dim": hidden, "patch_size": 14, "width": vision}
-    config = QWenConfig(
-        **{"vocab_size": VOCAB_SIZE, "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": hidden // 128, "kv_channels": 128},
-        **{"intermediate_size": 2 * mlp, "seq_length": seq_length, "fp32": True, "visual": visual},
-    )
+    sizes = sizes_of(shape)
+    visual = {**sizes.pop("visual"), "image_start_id": IMAGE_START}
+    config = QWenConfig(**sizes, vocab_size=VOCAB_SIZE, seq_length=seq_length, fp32=True, visual=visual)
     torch.manual_seed(0)
     return QWenLMHeadModel(config).to(torch.bfloat16).to(torch.float32).eval()
 

@@ -1,6 +1,7 @@
 """What does the server add? Four clients stream from it and from the engine in process (C8), and from it with its guards taken away.
 
     OMP_NUM_THREADS=1 python -m benchmarks.bench_serve --out benchmarks/results
+    OMP_NUM_THREADS=2 python -m benchmarks.bench_serve --shape A --what engine --tokens 32 --out benchmarks/results
 
     engine    four threads read from `QwenVL.stream`
     server    four clients read server-sent events from `qwen-vl serve`, on connections that they keep
@@ -8,6 +9,9 @@
 
 Each side answers the same questions, greedy, with the same number of tokens. The clients run in this process and take their part of the machine.
 Goals: server / engine >= 0.95 in tokens/s, the first token at most 10 ms later, guards at most 3 % of tokens/s.
+
+What a token costs the server does not grow with the model: with nano, whose tokens take a millisecond or two, it shows most. `--shape` takes a model
+of random weights instead, of the shape that benchmarks/bench_decode.py gives that name, with nano's tokenizer.
 """
 
 import argparse
@@ -15,24 +19,44 @@ import http.client
 import io
 import json
 import random
+import shutil
 import statistics
+import tempfile
 import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
+from benchmarks.bench_decode import SHAPES, sizes_of
 from benchmarks.measure import CONTROL, finish, is_void, measure_rounds, ratios, summarize
 from benchmarks.served import KEY, Served
 from qwen_vl.api import QwenVL
+from qwen_vl.api.loading import BUNDLED
+from qwen_vl.modeling.configuration import QWenConfig
+from qwen_vl.modeling.model import QWenLMHeadModel
 
 GOAL_SPEED, GOAL_FIRST_MS, GOAL_GUARDS = 0.95, 10.0, 0.97
 WORDS = ("dog", "sea", "house", "red", "blue", "boat", "tree", "bird")
 Ask = Callable[[int], float]  # a question's number to the seconds until its first text
+
+
+def write_checkpoint(shape: str, folder: Path) -> Path:
+    """Write a checkpoint of random bfloat16 weights, with nano's tokenizer, and return its folder."""
+    config = QWenConfig.from_pretrained(BUNDLED)
+    sizes = sizes_of(shape)
+    num_slots = {"n_queries": config.image_slots}  # as many as nano's tokenizer writes for a picture
+    config.update({**sizes, "visual": {**config.visual, **sizes["visual"], **num_slots}})
+    torch.manual_seed(0)
+    QWenLMHeadModel(config).to(torch.bfloat16).save_pretrained(folder)
+    for name in ("qwen.tiktoken", "tokenizer_config.json", "generation_config.json"):
+        shutil.copy(BUNDLED / name, folder)
+    return folder
 
 
 def question(number: int) -> str:
@@ -76,8 +100,8 @@ def run_clients(ask: Ask, numbers: Sequence[int], num_clients: int) -> list[floa
 class Client:
     """A connection to a server for each thread."""
 
-    def __init__(self, server: Served, num_tokens: int, shows_pictures: bool) -> None:
-        self.server, self.num_tokens, self.shows_pictures = server, num_tokens, shows_pictures
+    def __init__(self, server: Served, model: str, num_tokens: int, shows_pictures: bool) -> None:
+        self.server, self.model, self.num_tokens, self.shows_pictures = server, model, num_tokens, shows_pictures
         self._own = threading.local()
 
     def ask(self, number: int) -> float:
@@ -88,7 +112,7 @@ class Client:
             picture(number).save(file, "JPEG")
             url = "data:image/jpeg;base64," + b64encode(file.getvalue()).decode()
             content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": content}]
-        fields = {"model": "nano", "messages": [{"role": "user", "content": content}], "stream": True, "temperature": 0}
+        fields = {"model": self.model, "messages": [{"role": "user", "content": content}], "stream": True, "temperature": 0}
         fields |= {"max_tokens": self.num_tokens, "min_tokens": self.num_tokens, "stream_options": {"include_usage": True}}
         if not hasattr(self._own, "connection"):
             self._own.connection = http.client.HTTPConnection(*self.server.place, timeout=600)
@@ -114,8 +138,8 @@ class Client:
 class InProcess:
     """The engine in this process, in a thread of its own as in the server."""
 
-    def __init__(self, num_tokens: int) -> None:
-        self.vl, self.num_tokens = QwenVL.load(), num_tokens
+    def __init__(self, folder: Path, num_tokens: int) -> None:
+        self.vl, self.num_tokens = QwenVL.load(folder), num_tokens
         self.vl.engine.expect_many()  # as the server does: both sides read the same copies of weights
         self.vl.engine.start()
 
@@ -160,6 +184,34 @@ def compare(case: str, works: dict[str, Work], num_rounds: int, num_tokens: int)
     }
 
 
+def measure(given: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """Compare what was asked for, with the checkpoint of a folder."""
+
+    def work(ask: Ask) -> Work:
+        return Work(ask, given.questions, given.clients)
+
+    results, serve = [], ("--model", str(folder))
+    with Served(*serve) as server:
+        client = partial(Client, model=folder.name, num_tokens=given.tokens)
+        if given.what != "guards":
+            inside = InProcess(folder, given.tokens)
+            works = {"engine": work(inside.ask), "server": work(client(server, shows_pictures=False).ask)}
+            found = compare("server / engine", works, given.rounds, given.tokens)
+            later = found["first_text_ms"]["server"] - found["first_text_ms"]["engine"]
+            is_reached = found["ratio"]["median"] >= GOAL_SPEED and later <= GOAL_FIRST_MS and not found["void"]
+            results.append(found | {"first_text_later_ms": round(later, 2), "goal": [GOAL_SPEED, GOAL_FIRST_MS], "reached": is_reached})
+            inside.vl.engine.close()
+        if given.what != "engine":
+            with Served(*serve, program=("-m", "benchmarks.unguarded")) as bare:
+                works = {
+                    "without guards": work(client(bare, shows_pictures=True).ask),
+                    "with guards": work(client(server, shows_pictures=True).ask),
+                }
+                found = compare("guards", works, given.rounds, given.tokens)
+            results.append(found | {"goal": GOAL_GUARDS, "reached": found["ratio"]["median"] >= GOAL_GUARDS and not found["void"]})
+    return results
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line, measure, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -168,31 +220,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=48, help="of each answer")
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--what", choices=["both", "engine", "guards"], default="both")
+    parser.add_argument("--shape", choices=["nano", *SHAPES], default="nano")
     parser.add_argument("--out", type=Path, help="file or folder for the JSON document")
     given = parser.parse_args(arguments)
-
-    def work(ask: Ask) -> Work:
-        return Work(ask, given.questions, given.clients)
-
-    results = []
-    with Served() as server:
-        if given.what != "guards":
-            inside = InProcess(given.tokens)
-            works = {"engine": work(inside.ask), "server": work(Client(server, given.tokens, shows_pictures=False).ask)}
-            found = compare("server / engine", works, given.rounds, given.tokens)
-            later = found["first_text_ms"]["server"] - found["first_text_ms"]["engine"]
-            is_reached = found["ratio"]["median"] >= GOAL_SPEED and later <= GOAL_FIRST_MS and not found["void"]
-            results.append(found | {"first_text_later_ms": round(later, 2), "goal": [GOAL_SPEED, GOAL_FIRST_MS], "reached": is_reached})
-            inside.vl.engine.close()
-        if given.what != "engine":
-            with Served(program=("-m", "benchmarks.unguarded")) as bare:
-                works = {
-                    "without guards": work(Client(bare, given.tokens, shows_pictures=True).ask),
-                    "with guards": work(Client(server, given.tokens, shows_pictures=True).ask),
-                }
-                found = compare("guards", works, given.rounds, given.tokens)
-            results.append(found | {"goal": GOAL_GUARDS, "reached": found["ratio"]["median"] >= GOAL_GUARDS and not found["void"]})
-    config = {"clients": given.clients, "questions": given.questions, "tokens": given.tokens, "threads": torch.get_num_threads()}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = BUNDLED if given.shape == "nano" else write_checkpoint(given.shape, Path(temporary, given.shape))
+        results = measure(given, folder)
+    config = {
+        "shape": given.shape,
+        "clients": given.clients,
+        "questions": given.questions,
+        "tokens": given.tokens,
+        "threads": torch.get_num_threads(),
+    }
     finish("serve", torch.device("cpu"), config, given.rounds, results, given.out)
 
 
