@@ -21,7 +21,6 @@ from .features import FeatureCache
 from .halves import HalfCopies
 from .intake import make_job, num_tokens_of
 from .kv_cache import SlotCache
-from .memory import available_bytes
 from .passes import Passes, failing_alone
 from .prefixes import PrefixCache, digest_blocks
 from .request import CANCELLED, Handle, Request
@@ -29,6 +28,8 @@ from .scheduler import Job, Scheduler
 from .settings import MIB, EngineSettings, EngineStatistics
 
 logger = logging.getLogger(__name__)
+
+COPIES_PAY_AFTER = 150  # tokens: making 16-bit copies of all weights takes about as long as writing these, reading the copies half as long
 
 
 class Engine:
@@ -44,8 +45,9 @@ class Engine:
         self.slots = SlotCache(model, self.settings.kv_bytes)
         self.features = FeatureCache(self.settings.feature_bytes, self._see)
         self._prefixes = PrefixCache(self.settings.prefix_bytes, self.settings.block_tokens)
-        self._halves = HalfCopies(model, self.settings.half_bytes or 0)
-        self._halves.refresh()
+        self._halves = HalfCopies(model, self.settings.half_bytes)
+        if self.settings.half_bytes:
+            self._halves.copy_all()
         is_compiled = model.device.type == "cuda" if self.settings.compile is None else self.settings.compile
         self._num_tokens = num_tokens_of(model)
         self._passes = Passes(model, self.slots, self._num_tokens, compile=is_compiled)
@@ -274,6 +276,8 @@ class Engine:
         for job, logits, best in self._passes.outcomes(jobs, write) if jobs else ():
             self._choose(job, logits, best, job.num_cached + 1)
         self._remove_ended()  # only now: leaving moves rows
+        if self._num_new_tokens >= COPIES_PAY_AFTER and self._may_copy():
+            self._halves.copy_next()
 
     def _choose(self, job: Job, logits: Tensor, best: int, num_cached: int) -> bool:
         """Choose a job's next token and hand it over; a caller's constraint or processor may raise anything, which is that job's failure.
@@ -322,13 +326,16 @@ class Engine:
     def expect_many(self) -> None:
         """Prepare for many requests, as a server, a batch or an evaluation has them.
 
-        On a CPU exact 16-bit copies are kept of those float32 weights that have one, in at most half of the memory that is available, unless
-        `half_bytes` says how much. Making them takes about as long as writing 150 tokens, which a single question does not earn back.
+        On a CPU exact 16-bit copies are made of those float32 weights that have one, in at most half of the memory that is available, unless
+        `half_bytes` says how much. Otherwise they are made one by one between tokens, once so many have been written that they would have paid.
         """
         with self._lock:
-            if self.settings.half_bytes is None and not self._halves.num_bytes and self.model.device.type == "cpu" and not self._is_closed:
-                self._halves = HalfCopies(self.model, available_bytes() // 2, is_asked=False)
-                self._halves.refresh()
+            if self._may_copy():
+                self._halves.copy_all()
+
+    def _may_copy(self) -> bool:
+        """Tell whether copies of weights are the engine's own choice."""
+        return self.settings.half_bytes is None and self.model.device.type == "cpu" and not self._is_closed
 
     def forget(self) -> None:
         """Empty the prefix and feature caches: something changed the model's answers. Weights that have changed are copied again."""

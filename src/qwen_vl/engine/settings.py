@@ -26,7 +26,7 @@ class EngineSettings:
     prefix_bytes: int  # 0: no prefix is kept
     feature_bytes: int  # 0: no picture's features are kept
     compile: bool | None = None  # the one-token step; None: on CUDA, where launches count. Compiling takes up to a minute when it is first needed
-    half_bytes: int | None = None  # for exact 16-bit copies of weights, which a CPU reads in half the time; None: see `Engine.expect_many`
+    half_bytes: int | None = None  # for exact 16-bit copies of weights, which a CPU reads in half the time; None: made when they pay
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "chunk_tokens", "block_tokens", "kv_bytes"):

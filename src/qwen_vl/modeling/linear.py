@@ -51,6 +51,11 @@ class Linear(nn.Linear):
             self._half = HalfWeight.of(self.weight, self.bias)
         return self._half.num_bytes if self._half is not None else 0
 
+    @property
+    def has_half(self) -> bool:
+        """Whether such a copy is kept."""
+        return self._half is not None
+
     def drop_half(self) -> None:
         """Give the copy's memory back."""
         self._half = None

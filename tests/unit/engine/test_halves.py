@@ -1,5 +1,6 @@
 """An engine that reads exact 16-bit copies of weights writes the tokens of `generate`."""
 
+import itertools
 import logging
 
 import pytest
@@ -112,15 +113,37 @@ class TestExpectMany:
         engine.expect_many()
         assert engine.statistics().half_bytes == 0, "it is closed"
 
-    def test_a_setting_counts_more(self) -> None:
+    def test_a_setting_counts_more(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("qwen_vl.engine.engine.COPIES_PAY_AFTER", 1)
         engine = make_engine(load_stored(), 0)
         engine.expect_many()
+        list(engine.submit(make_case(engine.model, random_ids(30, 1), 8).request(8)))
         assert engine.statistics().half_bytes == 0
+
+    def test_one_layer_between_two_tokens_once_they_pay(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("qwen_vl.engine.engine.COPIES_PAY_AFTER", 5)
+        model = load_stored()
+        engine = make_engine(model, None)
+        case = make_case(model, random_ids(30, 1), 20)
+        handle, sizes = engine.submit(case.request(20)), [0]
+        tokens = []
+        for token in handle:
+            tokens.append(token)
+            sizes.append(engine.statistics().half_bytes)
+        largest = max(2 * each.numel() for part in (model.transformer.h, model.lm_head) for each in part.parameters())
+        assert tokens == case.expected
+        assert sizes[:5] == [0] * 5 and sizes[-1] == layer_bytes(model)
+        assert max(later - earlier for earlier, later in itertools.pairwise(sizes)) <= largest
+        model.get_parameter("transformer.h.0.attn.c_proj.weight").data.mul_(-1)
+        engine.forget()
+        assert engine.statistics().half_bytes == layer_bytes(model)
+        changed = make_case(model, random_ids(30, 1), 20)
+        assert list(engine.submit(changed.request(20))) == changed.expected
 
     def test_only_half_of_the_memory_that_is_available(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model = load_stored()
         for available, expected in ((0, 0), (2 * layer_bytes(model), layer_bytes(model))):
-            monkeypatch.setattr("qwen_vl.engine.engine.available_bytes", lambda available=available: available)
+            monkeypatch.setattr("qwen_vl.engine.halves.available_bytes", lambda available=available: available)
             engine = make_engine(model, None)
             engine.expect_many()
             assert engine.statistics().half_bytes == expected
