@@ -16,7 +16,7 @@ from .lru import CacheStatistics, TensorLRU
 
 logger = logging.getLogger(__name__)
 
-ENCODE_AT_ONCE = 8  # pictures: more make a pass no quicker and need more memory
+ENCODE_AT_ONCE = 8  # pictures, a power of two: more make a pass no quicker and need more memory
 
 Encode = Callable[[list[Tensor]], Tensor]  # from pixel values of some pictures to features [num_pictures, image_slots, dim]
 
@@ -74,7 +74,9 @@ class FeatureCache:
     def _encode_some(self) -> None:
         """Encode the first of those that wait; if they cannot be encoded together, each alone."""
         with self._lock:
-            batch = [self._queue.popleft() for _ in range(min(ENCODE_AT_ONCE, len(self._queue)))]
+            # Powers of two: for each number of rows oneDNN keeps programs of several megabytes.
+            size = 1 << min(len(self._queue), ENCODE_AT_ONCE).bit_length() >> 1
+            batch = [self._queue.popleft() for _ in range(size)]
         try:
             if len(batch) > 1 and not self._encode_together(batch):
                 for each in batch:

@@ -42,14 +42,20 @@ class TensorLRU(Generic[Key]):
         self._entries.move_to_end(key)
         return self._entries[key]
 
+    def make_room(self, num_bytes: int) -> list[Tensor]:
+        """Drop tensors until so many bytes more fit, or nothing is left, and return those that were dropped."""
+        dropped = []
+        while self._entries and self.num_bytes + num_bytes > self.max_bytes:
+            dropped.append(self._entries.popitem(last=False)[1])
+            self.num_bytes -= dropped[-1].nbytes
+        self.num_evicted += len(dropped)
+        return dropped
+
     def put(self, key: Key, tensor: Tensor) -> None:
         """Keep a tensor, dropping others until it fits; one that is larger than the bound is not kept."""
         if key in self._entries or tensor.nbytes > self.max_bytes:
             return
-        while self.num_bytes + tensor.nbytes > self.max_bytes:
-            _, dropped = self._entries.popitem(last=False)
-            self.num_bytes -= dropped.nbytes
-            self.num_evicted += 1
+        self.make_room(tensor.nbytes)
         self._entries[key] = tensor
         self.num_bytes += tensor.nbytes
 

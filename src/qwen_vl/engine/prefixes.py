@@ -62,7 +62,7 @@ class PrefixCache:
         return self._blocks.max_bytes > 0
 
     def match(self, digests: Sequence[bytes], num_tokens: int) -> list[Tensor]:
-        """Return the first blocks that are known. Args: num_tokens: of the prompt, for the statistics."""
+        """Return the first blocks that are known, to be read before the next `store`. Args: num_tokens: of the prompt, for the statistics."""
         known = self.num_known(digests)
         # From the last to the first, here and in `store`: a block is of no use without those before it, so they must be dropped later.
         blocks = [self._blocks.get(digest) for digest in reversed(digests[:known])]
@@ -79,7 +79,11 @@ class PrefixCache:
         blocks = states.split(self.block_tokens, dim=3)
         num_kept = self._blocks.max_bytes // max(blocks[0].nbytes, 1) if blocks else 0
         for digest, block in reversed(list(zip(digests, blocks, strict=True))[:num_kept]):
-            self._blocks.put(digest, block.clone(memory_format=torch.contiguous_format))
+            if digest not in self._blocks:
+                # The memory of a block that goes is used again: given back, it would leave holes that glibc's aligned allocation finds too small.
+                dropped = self._blocks.make_room(block.nbytes)
+                same = next((each for each in dropped if each.shape == block.shape and each.dtype == block.dtype), None)
+                self._blocks.put(digest, block.clone(memory_format=torch.contiguous_format) if same is None else same.copy_(block))
 
     def clear(self) -> None:
         """Forget all: the weights have changed."""

@@ -99,6 +99,17 @@ class TestPrefixes:
         cache.store(digests, self.states(10))
         assert cache.num_known(digests) == 3 and cache.statistics().num_bytes == 3 * block_bytes
 
+    def test_a_full_cache_takes_no_new_memory(self) -> None:
+        block_bytes = 2 * 2 * 3 * 4 * 5 * 4
+        cache = PrefixCache(3 * block_bytes, 4)
+        first, second = digest_blocks(range(12), [], 0, 4), digest_blocks(range(50, 62), [], 0, 4)
+        cache.store(first, self.states(3))
+        places = {block.data_ptr() for block in cache.match(first, 12)}
+        cache.store(second, -self.states(3))
+        blocks = cache.match(second, 12)
+        assert {block.data_ptr() for block in blocks} == places
+        assert torch.equal(torch.cat(blocks, dim=3), -self.states(3)) and cache.num_known(first) == 0 and cache.statistics().num_evicted == 3
+
     def test_off(self) -> None:
         assert not PrefixCache(0, 4).is_on
 
@@ -171,7 +182,7 @@ class TestFeatures:
         tower.may_go.set()
         for thread in threads:
             thread.join(60)
-        assert sorted(found) == list(range(12)) and [len(call) for call in tower.calls] == [1, 8, 3]
+        assert sorted(found) == list(range(12)) and [len(call) for call in tower.calls] == [1, 8, 2, 1]
 
     def test_many_threads_get_their_own(self) -> None:
         tower = Tower(most=3)
