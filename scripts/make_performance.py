@@ -128,7 +128,8 @@ def shape_of(document: Document) -> str:
     """Return what was measured: a shape, or the model."""
     config = document.get("config", {})
     name = config.get("shape") or config.get("model") or config.get("checkpoint") or ""
-    return f"shape {name}" if name in ("A", "B", "C", "full") else str(name)
+    shape = f"shape {name}" if name in ("A", "B", "C", "full") else str(name)
+    return f"{shape} with 16-bit copies" if config.get("half") else shape
 
 
 def spread(quartiles: list[float]) -> str:
@@ -253,9 +254,10 @@ def serve_figures(document: Document) -> Iterator[Figure]:
         is_engine = first is not None
         goal = row["goal"][0] if is_engine else row["goal"]
         control = row["control"]["median"]
+        what = "the server, in parts of the engine's speed" if is_engine else "the server with its guards, in parts of the speed without"
         yield Figure(
             goal="C8" if is_engine else "",
-            what="the server, in parts of the engine's speed" if is_engine else "the server with its guards, in parts of the speed without",
+            what=", ".join(filter(None, [shape_of(document), what])),
             wanted=f"{goal} x" + (f", first text at most {row['goal'][1]:.0f} ms later" if is_engine else ""),
             value=f"{row['ratio']['median']:.3f} x" + (f", first text {first:.1f} ms later" if first is not None else ""),
             spread=f"{row['ratio']['quartiles'][0]:.3f} to {row['ratio']['quartiles'][1]:.3f}",
