@@ -19,8 +19,9 @@ HEAD = """# Command line
 Made by `scripts/make_cli_docs.py` from the program's own help; a test compares the two.
 
 stdout is the answer and nothing else; progress and warnings go to stderr. Exit codes: 0 done, 1 failed (one `error:` line says why), 2 wrong
-usage, 130 interrupted. Nothing is overwritten without `--force`, and no file is left half-written. Text never opens files: what looks like a tag
-or a path in a question is read as words.
+usage or data, 3 the output folder is in use by another process, 4 the disk is full, 5 a training diverged, 130 interrupted. Nothing
+is overwritten without `--force`, and no file is left half-written. Text never opens files: what looks like a tag or a path in a question is read as
+words.
 """
 
 
