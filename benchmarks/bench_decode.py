@@ -11,8 +11,8 @@
 With THP_MEM_ALLOC_ENABLE=1 in the environment torch asks Linux for pages of 2 MB, for both sides alike; the record says so.
 
 Weights are random numbers of bfloat16 in float32, as those of a released checkpoint on a CPU. `--half` is the engine once it has written 150 tokens:
-with exact 16-bit copies of them; without, as it is until then. In each the greedy tokens are compared first: if they differ there is no timing. Where a clock stands still while a prompt is read, the figure
-is that of decoding alone.
+with exact 16-bit copies of them; without, as it is until then. In each the greedy tokens are compared first: if they differ there is no timing. Where
+a clock stands still while a prompt is read, the figure is that of decoding alone.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Quantize a checkpoint to 4 bits: a folder in the layout of the released Int4 one, which every other command loads; a full-size one is half as large.
+"""Quantize a checkpoint to 4 bits: a folder in the layout of the released Int4 one, loaded by every other command; a full-size one is half as large.
 
 GPTQ looks at what the layers see of some conversations with pictures, --data, and rounds such that their outputs change little. Give 100 or more
 that are like those that the model is for, in any form that finetune reads. --method rtn rounds to the nearest: no data, but worse.
