@@ -10,10 +10,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -24,6 +23,7 @@ from qwen_vl.serving import dashscope, openai
 from qwen_vl.serving.errors import ServeError, translated, where
 from qwen_vl.serving.media import MediaLimits, MediaLoader
 from qwen_vl.serving.metrics import CONTENT_TYPE, Metrics
+from qwen_vl.serving.refusals import tell_errors
 from qwen_vl.serving.schemas import ChatCompletionRequest, CompletionRequest
 from qwen_vl.serving.security import BodyTooLargeError, Guard
 from qwen_vl.serving.service import Service
@@ -65,8 +65,7 @@ def create_app(vl: QwenVL, settings: ServeSettings, *, on_failure: Callable[[], 
         app.include_router(openai.make_router(service, media), prefix=prefix)
     app.include_router(dashscope.make_router(service, media, uploads))
     add_own_routes(app, service)
-    app.add_exception_handler(ServeError, tell_error)
-    app.add_exception_handler(HTTPException, tell_http_error)
+    tell_errors(app)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     app.add_middleware(Watcher, metrics=service.metrics)
     app.add_middleware(Guard, settings=settings, has_page=has_page)
@@ -85,24 +84,6 @@ def add_own_routes(app: FastAPI, service: Service) -> None:
     async def metrics() -> Response:
         """Give counts and times to Prometheus."""
         return Response(service.metrics.render(), media_type=CONTENT_TYPE)
-
-
-async def tell_error(request: Request, error: Exception) -> Response:
-    """Answer with an error."""
-    told = translated(error)
-    return JSONAnswer(told.to_body(request.url.path), told.status, told.headers)
-
-
-async def tell_http_error(request: Request, error: Exception) -> Response:
-    """Answer with an error that the framework found: a path or method that does not exist."""
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    known = {
-        404: ServeError(404, "not_found", "This path does not exist here."),
-        405: ServeError(405, "method_not_allowed", "This path takes another method."),
-    }
-    told = known.get(status, ServeError(status, "invalid_request", "The request cannot be read."))
-    headers = error.headers if isinstance(error, HTTPException) and error.headers else {}
-    return JSONAnswer(told.to_body(request.url.path), told.status, told.headers | dict(headers))
 
 
 def describe(app: FastAPI) -> dict[str, Any]:

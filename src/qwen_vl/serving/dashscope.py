@@ -22,7 +22,7 @@ from qwen_vl.serving.media import MediaLoader
 from qwen_vl.serving.openai import body_of, check_limits, check_size, describe_token, read_chat
 from qwen_vl.serving.schemas import ChatCompletionRequest
 from qwen_vl.serving.service import Delta, Generation, Service
-from qwen_vl.serving.stream import ClientLeftError, EventStream, JSONAnswer, to_json, while_connected
+from qwen_vl.serving.stream import ClientLeftError, EventStream, JSONAnswer, dashscope_event, while_connected
 from qwen_vl.serving.upload_routes import make_upload_router, owner_of
 from qwen_vl.serving.uploads import UploadStore
 
@@ -171,9 +171,7 @@ class Form:
 
     def _event(self, kind: str, status: int, document: dict[str, Any]) -> bytes:
         self.num_events += 1
-        # Clients read the status of an error from `status:`, others from the comment before it.
-        lines = f"id:{self.num_events}\nevent:{kind}\n:HTTP_STATUS/{status}\n" + (f"status:{status}\n" if kind == "error" else "")
-        return f"{lines}data:{to_json(document)}\n\n".encode()
+        return dashscope_event(self.num_events, kind, status, document)
 
 
 async def stream_events(generation: Generation, form: Form) -> AsyncGenerator[bytes, None]:

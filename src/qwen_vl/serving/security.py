@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import logging
 import os
+import re
 import stat
 from collections.abc import Collection
 from pathlib import Path
@@ -24,8 +25,8 @@ from qwen_vl.serving.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
 
-OPEN_ROUTES = frozenset({"/health"})  # tells nothing but whether the server works
-SIGNED_ROUTES = "/api/v1/uploads/"  # and a signed permission, which the route checks before it reads on (uploads)
+OPEN_ROUTE = "GET", "/health"  # tells nothing but whether the server works
+SIGNED_UPLOAD = re.compile(r"/api/v1/uploads/[A-Za-z0-9_-]+")  # by POST: a permission, which its route checks before it reads on
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 LINGER_S = 1.0  # reading on after a refusal, so that the client gets to read the answer
 MAX_KEY_BYTES = 4096
@@ -139,7 +140,8 @@ class Guard:
 
     def _owner(self, scope: Scope, headers: Headers) -> str:
         """Return a name for whoever asks. Raises: ServeError 401."""
-        if self.keys.is_empty or scope["path"] in OPEN_ROUTES or scope["path"].startswith(SIGNED_ROUTES):
+        asked = scope["method"], scope["path"]
+        if self.keys.is_empty or asked == OPEN_ROUTE or (asked[0] == "POST" and SIGNED_UPLOAD.fullmatch(asked[1])):
             return ""
         owner = self.keys.owner(presented_key(headers))
         if owner is None:

@@ -31,6 +31,13 @@ def event(document: Any, name: str | None = None) -> bytes:
     return f"{f'event: {name}{chr(10)}' if name else ''}data: {text}\n\n".encode()
 
 
+def dashscope_event(number: int, kind: str, status: int, document: Any) -> bytes:
+    """Return one event as DashScope's protocol writes it. Args: number: of the event, from 1; kind: result or error; status: of HTTP."""
+    # Clients read the status of an error from `status:`, others from the comment before it.
+    lines = f"id:{number}\nevent:{kind}\n:HTTP_STATUS/{status}\n" + (f"status:{status}\n" if kind == "error" else "")
+    return f"{lines}data:{to_json(document)}\n\n".encode()
+
+
 def to_json(document: Any) -> str:
     """Return compact JSON, with text as it is and no NaN."""
     return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))

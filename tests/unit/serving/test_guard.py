@@ -26,7 +26,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": f"{num_bytes} {scope['state']['owner']}".encode()})
 
 
-def call(settings: ServeSettings, *chunks: bytes, path: str = "/v1/models", **headers: str) -> tuple[int, str, dict[str, str]]:
+def call(settings: ServeSettings, *chunks: bytes, path: str = "/v1/models", method: str = "POST", **headers: str) -> tuple[int, str, dict[str, str]]:
     """Return status, body and headers of an answer."""
     sent: list[Message] = []
     waiting = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks] + [{"type": "http.request", "body": b""}]
@@ -38,7 +38,7 @@ def call(settings: ServeSettings, *chunks: bytes, path: str = "/v1/models", **he
         sent.append(message)
 
     named = [(name.replace("_", "-").encode(), value.encode()) for name, value in {"host": "localhost:8000", **headers}.items()]
-    scope: dict[str, Any] = {"type": "http", "path": path, "method": "POST", "headers": named, "state": {}}
+    scope: dict[str, Any] = {"type": "http", "path": path, "method": method, "headers": named, "state": {}}
     asyncio.run(Guard(app, settings)(scope, receive, send))
     found = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
     return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:]).decode(), found
@@ -61,7 +61,15 @@ def test_each_key_opens_and_has_an_owner_of_its_own() -> None:
     assert len(owners) == 2 and all("key" not in owner for owner in owners)
     basic = base64.b64encode(b"anybody:second-key").decode()
     assert call(KEYED, authorization=f"Basic {basic}")[1] in owners
-    assert call(KEYED, path="/health")[0] == 200 and call(KEYED, path="/health/")[0] == 401
+
+
+def test_nothing_goes_without_a_key_but_a_look_at_the_health_and_a_signed_upload() -> None:
+    assert call(KEYED, path="/health", method="GET")[0] == call(KEYED, path="/api/v1/uploads/to-Ke_n")[0] == 200
+    for method, path in (
+        *(("POST", "/health"), ("HEAD", "/health"), ("GET", "/health/"), ("POST", "/api/v1/uploads"), ("POST", "/api/v1/uploads/")),
+        *(("GET", "/api/v1/uploads/token"), ("POST", "/api/v1/uploads/token/more"), ("POST", "/api/v1/uploads/a\n")),
+    ):
+        assert call(KEYED, b"body", path=path, method=method)[0] == 401, (method, path)
 
 
 def test_every_key_is_compared_whatever_is_presented() -> None:
