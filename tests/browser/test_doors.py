@@ -17,6 +17,10 @@ import pytest
 
 from qwen_vl.serving.web.door import is_open
 from tests.browser.conftest import DEADLINE_MS
+from tests.integration.bad_requests import CATALOGUE, probe
+from tests.integration.serving import start_server
+from tests.integration.test_bad_input import bytes_of, check_form
+from tests.integration.wire import exchange
 
 gradio_routes = pytest.importorskip("gradio.routes")
 pytestmark = pytest.mark.browser
@@ -113,6 +117,39 @@ def test_forged_events_harm_nothing(nano_url: str, data: Any) -> None:
         status, _, _ = call(f"{nano_url}/gradio_api/queue/join", data=json.dumps(event).encode())
         assert status in (200, 400, 422)
     assert call(nano_url)[0] == 200
+
+
+def test_paths_of_the_protocols_keep_their_own_refusals(tmp_path: Path) -> None:
+    """B11 beside the page: a wrong method is 405 and an unknown path 404, each in the form of its protocol."""
+    with start_server(tmp_path, "--web") as server:
+        wrong = [
+            ("POST", "/health", 405),
+            ("HEAD", "/health", 405),
+            ("POST", "/v1/models", 405),
+            ("GET", "/v1/nowhere", 404),
+            ("GET", "/api/v1/x", 404),
+        ]
+        multimodal = "/api/v1/services/aigc/multimodal-generation/generation"
+        probes = [
+            probe(b"", status, method=method, path=path, headers={})
+            for method, path, status in [
+                *wrong,
+                ("GET", multimodal, 405),
+                ("DELETE", multimodal, 405),
+                ("POST", "/", 404),
+                ("GET", "/gradio_api/info", 404),
+            ]
+        ]
+        for each in [*CATALOGUE["B11"](), *probes]:
+            reply = exchange(server.address, bytes_of(each))
+            assert reply.status in each.statuses, f"{each.method} {each.path}: {reply.status} {reply.body[:300]!r}"
+            if each.method != "HEAD":
+                assert reply.headers["content-type"] == "application/json"
+                check_form(reply)
+            if reply.status == 405:
+                assert reply.headers["allow"]
+        assert server.client.get("/").status_code == 200
+        assert server.ask().status_code == 200
 
 
 @contextmanager

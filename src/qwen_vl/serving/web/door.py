@@ -6,8 +6,8 @@ Gradio brings dozens of routes: uploads, files, proxies, histories, monitoring, 
 import re
 
 from starlette.datastructures import MutableHeaders
-from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.routing import Match, Mount
+from starlette.types import Message, Receive, Scope, Send
 
 PAGE_ROUTES = re.compile(
     r"/|/config|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt|/(?:assets|static|svelte)/[\w./-]+"
@@ -31,18 +31,21 @@ CONTENT_SECURITY_POLICY = "; ".join(
 )
 
 
-class Door:
-    """Lets through what the page's own script asks for, and answers everything else with 404."""
+class Door(Mount):
+    """Takes what the page's own script asks for and leaves everything else to the application's other routes: they refuse it in their own words.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    A plain mount at the root takes every path, also those that another route knows by another method: 405 would be 404, in a form of Gradio's.
+    """
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or refuse it."""
-        if scope["type"] != "http" or not is_open(scope["method"], scope["path"].removeprefix(scope.get("root_path", ""))):
-            if scope["type"] == "http":
-                await JSONResponse({"detail": "This path does not exist here."}, 404)(scope, receive, send)
-            return
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Tell whether the page uses what is asked for."""
+        match, inner = super().matches(scope)
+        if match is Match.FULL and scope["type"] == "http" and is_open(scope["method"], scope["path"].removeprefix(inner["root_path"])):
+            return match, inner
+        return Match.NONE, {}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
 
         async def adding(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -53,7 +56,7 @@ class Door:
                     headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
             await send(message)
 
-        await self.app(scope, receive, adding)
+        await super().handle(scope, receive, adding)
 
 
 def is_open(method: str, path: str) -> bool:

@@ -69,10 +69,10 @@ def mount_page(app: "FastAPI", vl: QwenVL, path: str = "/") -> "FastAPI":
         pwa=False,
         enable_monitoring=False,
     )
-    mount = app.routes[-1]
+    mount = app.router.routes[-1]
     if not isinstance(mount, Mount):
         raise TypeError("Gradio was not mounted as the last route")
-    mount.app = Door(mount.app)
+    app.router.routes[-1] = Door(mount.path, mount.app)
     return app
 
 

@@ -4,6 +4,9 @@ import asyncio
 from typing import Any
 
 import pytest
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Match, Route, Router
 
 from qwen_vl.serving.web.door import Door, is_open
 
@@ -53,8 +56,13 @@ async def page(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"page"})
 
 
-def knock(scope: dict[str, Any]) -> list[dict[str, Any]]:
-    sent: list[dict[str, Any]] = []
+async def health(request: Request) -> Response:
+    return Response(b"well")
+
+
+def knock(method: str, path: str, *, at: str = "") -> tuple[int, dict[str, str], bytes]:
+    """Ask an application that has one route of its own and the page, and return status, headers and body."""
+    sent: list[Any] = []
 
     async def send(message: Any) -> None:
         sent.append(message)
@@ -62,21 +70,29 @@ def knock(scope: dict[str, Any]) -> list[dict[str, Any]]:
     async def receive() -> Any:
         return {"type": "http.request"}
 
-    asyncio.run(Door(page)(scope, receive, send))
-    return sent
+    router = Router([Route("/health", health), Door(at, page)])
+    asyncio.run(router({"type": "http", "method": method, "path": path, "root_path": "", "query_string": b"", "headers": []}, receive, send))
+    return sent[0]["status"], {name.decode().lower(): value.decode() for name, value in sent[0]["headers"]}, sent[1]["body"]
 
 
-def test_pages_keep_the_browser_here() -> None:
-    start, body = knock({"type": "http", "method": "GET", "path": "/talk/", "root_path": "/talk", "headers": []})
-    headers = {name.decode().lower(): value.decode() for name, value in start["headers"]}
+@pytest.mark.parametrize(("at", "path"), [("", "/"), ("", "/config"), ("/talk", "/talk/"), ("/talk", "/talk/config")])
+def test_pages_keep_the_browser_here(at: str, path: str) -> None:
+    status, headers, body = knock("GET", path, at=at)
+    assert (status, body) == (200, b"page")
     assert "default-src 'self'" in headers["content-security-policy"]
     assert "http" not in headers["content-security-policy"]
     assert headers["x-content-type-options"] == "nosniff"
-    assert body["body"] == b"page"
 
 
-def test_the_rest_is_not_found() -> None:
-    start, body = knock({"type": "http", "method": "GET", "path": "/gradio_api/info", "headers": []})
-    assert start["status"] == 404
-    assert b"page" not in body["body"]
-    assert knock({"type": "websocket", "path": "/"}) == []
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/health", 200), ("POST", "/health", 405), ("GET", "/nowhere", 404), ("GET", "/gradio_api/info", 404)]
+)
+def test_other_paths_are_answered_by_their_own_routes(method: str, path: str, status: int) -> None:
+    found, headers, body = knock(method, path)
+    assert found == status
+    assert b"page" not in body
+    assert "content-security-policy" not in headers
+
+
+def test_sockets_find_nothing() -> None:
+    assert Door("", page).matches({"type": "websocket", "path": "/", "root_path": ""})[0] is Match.NONE
