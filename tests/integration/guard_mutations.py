@@ -7,6 +7,7 @@ import base64
 import os
 import subprocess
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ Mutation = tuple[Callable[[], None], str]  # takes the guard away; the tests
 
 MEDIA, DECODER, UPLOADS = (f"tests/unit/serving/test_{name}.py" for name in ("media", "decoder", "uploads"))
 FORMS, GUARD, BODY = (f"tests/unit/serving/test_{name}.py" for name in ("forms", "guard", "body"))
+SIZES = "tests/unit/serving/test_sizes.py"
 FETCH = "tests/unit/processing/test_fetch.py"
 
 
@@ -91,7 +93,10 @@ MUTATIONS: dict[str, Mutation] = {
     "keys": (put("serving.security", "KeyRing.owner", lambda *_: "anybody"), GUARD),
     "name of the server": (put("serving.security", "Guard._check_host", nothing), GUARD),
     "length of a body": (put("serving.security", "Guard._check_length", nothing), GUARD),
-    "doubled keys": (put("serving.body", "_object", dict), BODY),
+    "doubled keys": (put("serving.body", "_Objects.make", lambda _, pairs: dict(pairs)), BODY),
+    "number of fields": (put("serving.body", "MAX_FIELDS", 10**9), BODY),
+    "number of parts": (put("serving.openai", "check_size", nothing), SIZES),
+    "secret names of owners": (put("serving.security", "secrets", SimpleNamespace(token_bytes=bytes)), GUARD),
     "NaN": (put("serving.body", "_refuse_constant", float), BODY),
     "infinite numbers": (put("serving.body", "_finite", float), BODY),
     "half characters": (put("serving.body", "_SURROGATE", __import__("re").compile(rb"(?!)")), BODY),

@@ -1,13 +1,13 @@
 """The body of a request, from bytes to a checked object: strict JSON, counted and timed while it is read.
 
-fields = await read_json(request, settings)
-asked = validate(ChatCompletionRequest, fields)
+asked = await read_checked(request, settings, lambda fields: validate(ChatCompletionRequest, fields))
 """
 
 import asyncio
 import json
 import math
 import re
+from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
 from fastapi import Request
@@ -17,8 +17,10 @@ from qwen_vl.serving.errors import ServeError
 from qwen_vl.serving.settings import ServeSettings
 
 Model = TypeVar("Model", bound=BaseModel)
+Checked = TypeVar("Checked")
 
 SMALL_BYTES = 64 * 1024  # parsed in the event loop; more goes to a thread
+MAX_FIELDS = 2**15  # of all objects of a body: pydantic takes some microseconds to tell of one that is wrong, and lets nobody else run meanwhile
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 # What is wrong with a value, by pydantic's name for it.
@@ -48,15 +50,36 @@ _REASONS = {
     "union_tag_invalid": "must be one of {expected_tags}",
     "union_tag_not_found": "is missing",
 }
-_LISTS_OF_KINDS = ("messages", "content", "prompt")  # whose entries are told apart by a field of theirs
-_UNSUPPORTED = "unsupported:"  # begins the message of a validator for what is known, but cannot be done
+_LISTS_OF_KINDS = {("messages",), ("messages", "content"), ("prompt",)}  # whose entries are told apart by a field of theirs, which pydantic names too
 
 
-async def read_json(request: Request, settings: ServeSettings) -> dict[str, Any]:
-    """Read the body of a request, and note in `request.state.is_large` whether checking it belongs in a thread too.
+class FieldError(ValueError):
+    """What a validator says of a value that is not to be told as "<field> <message>".
 
-    Raises: ServeError 400, 408, 413 or 415.
+    Args: param: the field at fault, where the validator is not that field's own.
     """
+
+    def __init__(self, message: str, code: str = "invalid_value", param: str | None = None) -> None:
+        super().__init__(message)
+        self.code, self.param = code, param
+
+
+def unsupported(message: str, param: str | None = None) -> FieldError:
+    """Return the error that a validator raises for what is known but cannot be done here."""
+    return FieldError(message, "unsupported", param)
+
+
+async def read_checked(request: Request, settings: ServeSettings, check: Callable[[dict[str, Any]], Checked]) -> Checked:
+    """Read the body of a request and return what `check` makes of its fields; of a large body in a thread.
+
+    Raises: ServeError 400, 408, 413 or 415, and what `check` raises.
+    """
+    content = await _read(request, settings)
+    return check(parse(content)) if len(content) <= SMALL_BYTES else await asyncio.to_thread(lambda: check(parse(content)))
+
+
+async def _read(request: Request, settings: ServeSettings) -> bytes:
+    """Return the body of a request. Raises: ServeError 408 or 415."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ServeError(415, "unsupported_media_type", "The body must be JSON: send Content-Type: application/json.")
@@ -69,18 +92,17 @@ async def read_json(request: Request, settings: ServeSettings) -> dict[str, Any]
                 content += chunk
     except TimeoutError:
         raise ServeError(408, "request_timeout", f"The body did not come within {settings.body_timeout_s:g} seconds.") from None
-    request.state.is_large = len(content) > SMALL_BYTES
-    return await asyncio.to_thread(parse, bytes(content)) if request.state.is_large else parse(bytes(content))
+    return bytes(content)
 
 
 def parse(content: bytes) -> dict[str, Any]:
-    """Parse a JSON object: no NaN, no infinity, no key twice, no half characters. Raises: ServeError 400."""
+    """Parse a JSON object: no NaN, no infinity, no key twice, no half characters, not too many fields. Raises: ServeError 400."""
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
         raise ServeError(400, "invalid_encoding", "The body is not UTF-8.") from None
     try:
-        found = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant, parse_float=_finite)
+        found = json.loads(text, object_pairs_hook=_Objects().make, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError):
         raise ServeError(400, "invalid_json", "The body is not valid JSON.") from None
     if not isinstance(found, dict):
@@ -93,11 +115,21 @@ def parse(content: bytes) -> dict[str, Any]:
     return found
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ServeError(400, "duplicate_key", "The body gives a field twice.")
-    return found
+class _Objects:
+    """Makes the objects of one body, and counts their fields."""
+
+    def __init__(self) -> None:
+        self.num_fields = 0
+
+    def make(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """Return an object. Raises: ServeError 400."""
+        self.num_fields += len(pairs)
+        if self.num_fields > MAX_FIELDS:
+            raise ServeError(400, "too_many_fields", f"The objects of a body may have at most {MAX_FIELDS} fields.")
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ServeError(400, "duplicate_key", "The body gives a field twice.")
+        return found
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -124,10 +156,10 @@ def explain(error: ValidationError) -> ServeError:
     first = error.errors(include_url=False, include_input=False)[0]
     param = name_field(first["loc"])
     if first["type"] == "value_error":
-        message = str(first["ctx"]["error"])
-        if message.startswith(_UNSUPPORTED):
-            return ServeError(400, "unsupported", message.removeprefix(_UNSUPPORTED).strip(), param)
-        return ServeError(400, "invalid_value", f"{param} {message}" if param else message, param)
+        found = first["ctx"]["error"]
+        if isinstance(found, FieldError):
+            return ServeError(400, found.code, str(found), found.param or param)
+        return ServeError(400, "invalid_value", f"{param} {found}" if param else str(found), param)
     if first["type"].startswith("union_tag"):
         param = f"{param}.{first['ctx']['discriminator'].strip(chr(39))}"
     is_either = first["type"] == "list_type" and first["loc"][-1] == "<list>"
@@ -138,16 +170,11 @@ def explain(error: ValidationError) -> ServeError:
     return ServeError(400, code, f"{param or 'The body'} {reason}.", param)
 
 
-def unsupported(message: str) -> ValueError:
-    """Return the error that a validator raises for what is known but cannot be done here."""
-    return ValueError(f"{_UNSUPPORTED} {message}")
-
-
 def name_field(place: tuple[int | str, ...]) -> str | None:
     """Return a field's name as messages[0].content, without pydantic's names of alternatives; keys that a client made up are left out."""
     kept: list[int | str] = []
     for before, step in zip((None, *place), place, strict=False):
-        is_kind = isinstance(before, int) and len(kept) > 1 and kept[-2] in _LISTS_OF_KINDS
+        is_kind = isinstance(before, int) and tuple(name for name in kept if isinstance(name, str)) in _LISTS_OF_KINDS
         if isinstance(step, int) or (step.isidentifier() and len(step) <= 64 and not is_kind):
             kept.append(step)
     name = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in kept)

@@ -12,17 +12,19 @@ from contextlib import ExitStack
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 from starlette.responses import Response
 
 from qwen_vl.api import Answer, TokenLogprob
-from qwen_vl.serving.body import read_json, unsupported, validate
+from qwen_vl.serving.body import read_checked, unsupported, validate
 from qwen_vl.serving.errors import DASHSCOPE, ServeError
 from qwen_vl.serving.media import MediaLoader
-from qwen_vl.serving.openai import body_of, check_limits, check_size, describe_token, read_chat
+from qwen_vl.serving.openai import body_of, check, check_size, describe_token, read_chat
 from qwen_vl.serving.schemas import ChatCompletionRequest
 from qwen_vl.serving.service import Delta, Generation, Service
+from qwen_vl.serving.settings import ServeSettings
 from qwen_vl.serving.stream import ClientLeftError, EventStream, JSONAnswer, dashscope_event, while_connected
+from qwen_vl.serving.tools import Told, numbered, tell
 from qwen_vl.serving.upload_routes import make_upload_router, owner_of
 from qwen_vl.serving.uploads import UploadStore
 
@@ -64,18 +66,30 @@ def _kind(value: Any) -> str:
 
 
 class Message(_Strict):
-    """One turn."""
+    """One turn. Calls are in OpenAI's form, whose check judges them."""
 
-    role: Literal["system", "user", "assistant"]
-    content: Annotated[Annotated[str, Tag("<text>")] | Annotated[list[Part], Field(min_length=1), Tag("<list>")], Discriminator(_kind)]
+    role: Literal["system", "user", "assistant", "tool"]
+    content: Annotated[Annotated[str, Tag("<text>")] | Annotated[list[Part], Tag("<list>")], Discriminator(_kind)] | None = None
+    tool_calls: Any = None
+    tool_call_id: Any = None
+    name: Any = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "Message":
+        if self.role != "user" and any(part.image is not None for part in self.content or () if isinstance(part, Part)):
+            raise ValueError("shows a picture, which only messages of the user may.")
+        return self
 
     def to_openai(self) -> dict[str, Any]:
-        """Return the message in OpenAI's form; texts of the system and the assistant as plain text, which is all that they may be."""
-        if isinstance(self.content, str):
-            return {"role": self.role, "content": self.content}
-        if self.role != "user" and all(part.text is not None for part in self.content):
-            return {"role": self.role, "content": "".join(part.text or "" for part in self.content)}
-        return {"role": self.role, "content": [part.to_openai() for part in self.content]}
+        """Return the message in OpenAI's form; texts of all but the user as plain text, which is all that they may be."""
+        given = {name: value for name in ("tool_calls", "tool_call_id", "name") if (value := getattr(self, name)) is not None}
+        if self.content is None or isinstance(self.content, str):
+            content: Any = self.content or ""
+        elif self.role == "user":
+            content = [part.to_openai() for part in self.content]
+        else:
+            content = "".join(part.text or "" for part in self.content)
+        return {"role": self.role, "content": content, **given}
 
 
 class Input(_Strict):
@@ -108,8 +122,15 @@ class Parameters(_Strict):
     incremental_output: bool | None = None  # a stream's events bring what is new, not the whole text so far
     stream: bool | None = None  # said by a header; some clients say it here too
     result_format: Literal["message"] | None = None
-    enable_search: Literal[False] | None = None
-    enable_thinking: Literal[False] | None = None
+    enable_search: bool | None = None
+    enable_thinking: bool | None = None
+
+    @field_validator("enable_search", "enable_thinking")
+    @classmethod
+    def _not_enabled(cls, value: bool | None) -> bool | None:
+        if value:
+            raise unsupported("This model neither searches nor thinks: enable_search and enable_thinking are not supported.")
+        return value
 
 
 class GenerationRequest(_Strict):
@@ -131,22 +152,31 @@ class Form:
     Args: is_cumulative: each event of a stream brings the whole text so far.
     """
 
-    def __init__(self, num_choices: int, is_cumulative: bool) -> None:
+    def __init__(self, asked: ChatCompletionRequest, is_cumulative: bool) -> None:
         self.request_id = str(uuid.uuid4())
-        self.is_cumulative = is_cumulative
+        self.asked, self.is_cumulative = asked, is_cumulative
         self.num_events = 0
-        self._texts = [""] * num_choices
+        self._texts = [""] * asked.num_choices
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """Return the whole response."""
         choices = [self._choice(index, answer.text, answer, answer.logprobs) for index, answer in enumerate(answers)]
         return self._document(choices, answers)
 
-    def delta(self, delta: Delta, answers: Sequence[Answer]) -> bytes:
-        """Return the event of a piece of one answer. Args: answers: those that are complete, for what they cost so far."""
-        self._texts[delta.index] += delta.text
-        text = self._texts[delta.index] if self.is_cumulative else delta.text
-        return self._event("result", 200, self._document([self._choice(delta.index, text, delta.answer, delta.logprobs or None)], answers))
+    def delta(self, delta: Delta, answers: Sequence[Answer]) -> bytes | None:
+        """Return the event of a piece of one answer, None for one that says nothing yet.
+
+        Args: answers: those that are complete, for what they cost so far.
+        """
+        text, logprobs = delta.text, delta.logprobs or None
+        if self.asked.callable:  # whether it is a call is known at its end only
+            if delta.answer is None:
+                return None
+            text, logprobs = delta.answer.text, delta.answer.logprobs
+        elif self.is_cumulative:
+            self._texts[delta.index] += text
+            text = self._texts[delta.index]
+        return self._event("result", 200, self._document([self._choice(delta.index, text, delta.answer, logprobs)], answers))
 
     def error(self, error: ServeError) -> bytes:
         """Return the event of an error."""
@@ -160,9 +190,10 @@ class Form:
         return found
 
     def _choice(self, index: int, text: str, answer: Answer | None, logprobs: Sequence[TokenLogprob] | None) -> dict[str, Any]:
-        found: dict[str, Any] = {"index": index, "message": {"role": "assistant", "content": [{"text": text}]}}
+        told = Told(text) if answer is None else tell(text, self.asked)
+        found: dict[str, Any] = {"index": index, "message": numbered({"role": "assistant", "content": [{"text": told.content}], **told.call})}
         # "null" is how this protocol says that more will come.
-        found["finish_reason"] = "null" if answer is None else answer.finish_reason
+        found["finish_reason"] = "null" if answer is None else told.reason or answer.finish_reason
         if logprobs is not None:
             found["logprobs"] = {"content": [describe_token(each) for each in logprobs]}
         if answer is not None:
@@ -178,7 +209,21 @@ async def stream_events(generation: Generation, form: Form) -> AsyncGenerator[by
     """Yield the events of an answer; whoever stops reading ends it."""
     async with generation:
         async for delta in generation:
-            yield form.delta(delta, [answer for answer in generation.answers if answer is not None])
+            if told := form.delta(delta, [answer for answer in generation.answers if answer is not None]):
+                yield told
+
+
+def check_generation(fields: dict[str, Any], settings: ServeSettings) -> tuple[ChatCompletionRequest, bool]:
+    """Return the request in the OpenAI protocol that a body's fields are, and whether its events bring only what is new. Raises: ServeError."""
+    given = fields.get("input")
+    check_size(given if isinstance(given, dict) else {}, settings)
+    wanted = validate(GenerationRequest, fields)
+    try:
+        asked = check(ChatCompletionRequest, wanted.to_openai(), settings)
+    except ServeError as error:  # whose message begins with the field, where there is one
+        place = "input." if error.message.startswith("messages[") else ""
+        raise ServeError(error.status, error.code, f"{place}{error.message}", error.param) from None
+    return asked, bool(wanted.parameters.incremental_output)
 
 
 def make_router(service: Service, media: MediaLoader, uploads: UploadStore) -> APIRouter:
@@ -191,13 +236,8 @@ def make_router(service: Service, media: MediaLoader, uploads: UploadStore) -> A
         """Answer a conversation."""
         with ExitStack() as held:
             held.enter_context(service.admit())
-            fields = await read_json(request, settings)
-            given = fields.get("input")
-            check_size(given if isinstance(given, dict) else {}, settings)
-            wanted = validate(GenerationRequest, fields)
-            asked = validate(ChatCompletionRequest, wanted.to_openai())
-            check_limits(asked, settings)
-            form = Form(asked.num_choices, not wanted.parameters.incremental_output)
+            asked, is_incremental = await read_checked(request, settings, lambda fields: check_generation(fields, settings))
+            form = Form(asked, is_cumulative=not is_incremental)
 
             async def begin() -> Generation:
                 chat, _ = await read_chat(asked, media, settings, owner_of(request))

@@ -19,7 +19,7 @@ _FAMILIES = {
     400: "InvalidParameter",
     401: "InvalidApiKey",
     403: "AccessDenied",
-    404: "ModelNotFound",
+    404: "NotFound",
     408: "RequestTimeOut",
     409: "Conflict",
     413: "BadRequest.TooLarge",
@@ -28,6 +28,10 @@ _FAMILIES = {
     500: "InternalError",
     503: "ServiceUnavailable",
 }
+
+
+# What clients call the engine's settings.
+_CLIENTS_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
 
 
 class ServeError(Exception):
@@ -65,7 +69,8 @@ class ServeError(Exception):
         """Return the body in DashScope's form."""
         family = _FAMILIES.get(self.status, "BadRequest" if self.status < 500 else "InternalError")
         words = "".join(word.capitalize() for word in self.code.split("_"))
-        return {"request_id": request_id, "code": f"{family}.{words}" if self.status == 400 else family, "message": self.message}
+        code = f"{family}.{words}" if self.status == 400 else words if self.code == "model_not_found" else family
+        return {"request_id": request_id, "code": code, "message": self.message}
 
     def to_body(self, path: str) -> dict[str, Any]:
         """Return the body in the form of the protocol that a path belongs to."""
@@ -83,18 +88,29 @@ def where(error: BaseException) -> str:
     return f"{type(error).__name__} at {' < '.join(reversed(places))}"
 
 
+def _in_clients_words(error: BaseException) -> tuple[str, str | None]:
+    """Return an error's text with the setting that it begins with by the client's name, and that name."""
+    message = str(error)
+    for name, told in _CLIENTS_NAMES.items():
+        if message.startswith(f"{name}="):
+            return told + message.removeprefix(name), told
+    return message, None
+
+
 def translated(error: BaseException) -> ServeError:
     """Return what a client is told of an exception; of one that nobody raised on purpose, nothing."""
     if isinstance(error, ServeError):
         return error
     if isinstance(error, ContextLengthError):
-        return ServeError(400, "context_length_exceeded", str(error), "messages")
+        message, name = _in_clients_words(error)
+        return ServeError(400, "context_length_exceeded", message, name or "messages")
     if isinstance(error, CapacityError) or is_out_of_memory(error):
         return ServeError(503, "out_of_memory", OUT_OF_MEMORY, retry_after_s=1)
     if isinstance(error, PromptError):
         return ServeError(400, "invalid_messages", str(error), "messages")
     if isinstance(error, ConfigError):
-        return ServeError(400, "invalid_value", str(error))
+        message, name = _in_clients_words(error)
+        return ServeError(400, "invalid_value", message, name)
     if isinstance(error, ImageError):
         return ServeError(400, "invalid_image", "A picture cannot be used.", "messages")
     return ServeError(500, "internal_error", "The server failed on this request.")

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from PIL.Image import Image
@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from qwen_vl.api import Answer, TokenLogprob
 from qwen_vl.api.answer import ref_to_dict
-from qwen_vl.serving.body import read_json, validate
+from qwen_vl.serving.body import read_checked, validate
 from qwen_vl.serving.errors import ServeError
 from qwen_vl.serving.media import MediaLoader
 from qwen_vl.serving.schemas import (
@@ -33,8 +33,9 @@ from qwen_vl.serving.schemas import (
 from qwen_vl.serving.service import ChatRequest, Delta, Service
 from qwen_vl.serving.settings import ServeSettings
 from qwen_vl.serving.stream import ClientLeftError, EventStream, JSONAnswer, event, while_connected
-from qwen_vl.serving.tools import STOP, Parts, as_conversation, describe_functions, read_reply
+from qwen_vl.serving.tools import STOP, Parts, as_conversation, describe_functions, numbered, tell
 
+Asked = TypeVar("Asked", bound=Sampled)
 DONE = event("[DONE]")
 STARTED = int(time.time())
 
@@ -73,7 +74,7 @@ def make_router(service: Service, media: MediaLoader) -> APIRouter:
     async def _answer(request: Request, schema: type[Any], read: Any) -> Response:
         with ExitStack() as held:
             held.enter_context(service.admit())
-            asked = await read_request(request, schema, settings)
+            asked = await read_checked(request, settings, lambda fields: check(schema, fields, settings))
             owner = str(request.scope.get("state", {}).get("owner", ""))
 
             async def begin() -> tuple[ChatRequest, "Form", Any]:
@@ -96,17 +97,12 @@ def make_router(service: Service, media: MediaLoader) -> APIRouter:
     return router
 
 
-async def read_request(request: Request, schema: type[Any], settings: ServeSettings) -> Any:
-    """Return the checked request of a body. Raises: ServeError."""
-    fields = await read_json(request, settings)
-
-    def check() -> Any:
-        check_size(fields, settings)
-        asked = validate(schema, fields)
-        check_limits(asked, settings)
-        return asked
-
-    return check() if not request.state.is_large else await asyncio.to_thread(check)
+def check(schema: type[Asked], fields: dict[str, Any], settings: ServeSettings) -> Asked:
+    """Return the request that a body's fields are. Raises: ServeError."""
+    check_size(fields, settings)
+    asked = validate(schema, fields)
+    check_limits(asked, settings)
+    return asked
 
 
 def body_of(schema: type[Any]) -> dict[str, Any]:
@@ -127,10 +123,20 @@ def check_model(name: str, settings: ServeSettings) -> None:
 
 
 def check_size(fields: dict[str, Any], settings: ServeSettings) -> None:
-    """Refuse a conversation of too many messages before each of them is looked at. Raises: ServeError 400."""
-    messages = fields.get("messages")
-    if isinstance(messages, list) and len(messages) > settings.max_messages:
+    """Refuse lists that are too long before their entries are looked at, each of which takes microseconds. Raises: ServeError 400."""
+    messages, prompt, stop = (found if isinstance(found := fields.get(name), list) else [] for name in ("messages", "prompt", "stop"))
+    if len(messages) > settings.max_messages:
         raise ServeError(400, "context_length_exceeded", f"At most {settings.max_messages} messages are read.", "messages")
+    contents = [message.get("content") for message in messages if isinstance(message, dict)]
+    if sum(len(content) for content in [prompt, *contents] if isinstance(content, list)) > settings.max_parts:
+        raise ServeError(400, "too_many_parts", f"At most {settings.max_parts} parts of content are read.", "prompt" if prompt else "messages")
+    if len(stop) > settings.max_stops:
+        raise _wrong_stop(settings)
+
+
+def _wrong_stop(settings: ServeSettings) -> ServeError:
+    message = f"stop must be up to {settings.max_stops} strings of 1 to {settings.max_stop_chars} characters."
+    return ServeError(400, "invalid_value", message, "stop")
 
 
 def check_limits(asked: Sampled, settings: ServeSettings) -> None:
@@ -138,9 +144,8 @@ def check_limits(asked: Sampled, settings: ServeSettings) -> None:
     check_model(asked.model, settings)
     if asked.num_choices > settings.max_choices:
         raise ServeError(400, "invalid_value", f"n must be at most {settings.max_choices}.", "n")
-    if len(asked.stops) > settings.max_stops or any(not 0 < len(stop) <= settings.max_stop_chars for stop in asked.stops):
-        message = f"stop must be up to {settings.max_stops} strings of 1 to {settings.max_stop_chars} characters."
-        raise ServeError(400, "invalid_value", message, "stop")
+    if any(not 0 < len(stop) <= settings.max_stop_chars for stop in asked.stops):
+        raise _wrong_stop(settings)
     if isinstance(asked, ChatCompletionRequest):
         name, count = "top_logprobs", asked.top_logprobs
         contents = [message.content for message in asked.messages]
@@ -164,13 +169,12 @@ def check_limits(asked: Sampled, settings: ServeSettings) -> None:
 
 async def load_parts(parts: Sequence[TextPart | ImagePart | OtherPart], media: MediaLoader, owner: str) -> Parts:
     """Return parts with their pictures loaded, all at once."""
+    pictures = iter(await asyncio.gather(*(media.load(part.image_url.url, owner) for part in parts if isinstance(part, ImagePart))))
 
-    async def load(part: Any) -> dict[str, Any]:
-        if isinstance(part, ImagePart):
-            return {"type": "image", "image": await media.load(part.image_url.url, owner)}
-        return {"type": "text", "text": part.text}
+    def loaded(part: TextPart | ImagePart) -> dict[str, Any]:
+        return {"type": "image", "image": next(pictures)} if isinstance(part, ImagePart) else {"type": "text", "text": part.text}
 
-    return list(await asyncio.gather(*map(load, parts)))
+    return [loaded(part) for part in parts if not isinstance(part, OtherPart)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,45 +222,31 @@ class ChatForm(Form):
     def choice(self, index: int, answer: Answer) -> dict[str, Any]:
         """Return the message."""
         message, reason = self._message(answer)
-        logprobs = None if answer.logprobs is None else {"content": [describe_token(each) for each in answer.logprobs], "refusal": None}
-        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason}
+        return {"index": index, "message": message, "logprobs": self._logprobs(answer.logprobs), "finish_reason": reason}
 
     def delta(self, delta: Delta) -> list[dict[str, Any]]:
         """Return the piece of text; with the last, why it has ended, and the boxes."""
         index, choices = delta.index, []
         if not self.asked.callable:
             if delta.text or delta.logprobs:
-                choices.append({"index": index, "delta": {"content": delta.text}, "logprobs": self._logprobs(delta), "finish_reason": None})
+                choices.append({"index": index, "delta": {"content": delta.text}, "logprobs": self._logprobs(delta.logprobs), "finish_reason": None})
             if delta.answer is not None:
                 last = {"boxes": boxes_of(delta.answer)}
                 choices.append({"index": index, "delta": last, "logprobs": None, "finish_reason": delta.answer.finish_reason})
         elif delta.answer is not None:  # whether it is a call is known at its end only
             message, reason = self._message(delta.answer)
-            calls = message.pop("tool_calls", None)
-            if calls:
-                message["tool_calls"] = [{"index": number, **call} for number, call in enumerate(calls)]
-            choices.append({"index": index, "delta": message, "logprobs": None, "finish_reason": None})
+            choices.append({"index": index, "delta": numbered(message), "logprobs": self._logprobs(delta.answer.logprobs), "finish_reason": None})
             choices.append({"index": index, "delta": {}, "logprobs": None, "finish_reason": reason})
         return choices
 
-    def _logprobs(self, delta: Delta) -> dict[str, Any] | None:
-        if not self.asked.logprobs:
-            return None
-        return {"content": [describe_token(each) for each in delta.logprobs], "refusal": None}
+    def _logprobs(self, tokens: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
+        return {"content": [describe_token(each) for each in tokens or ()], "refusal": None} if self.asked.logprobs else None
 
     def _message(self, answer: Answer) -> tuple[dict[str, Any], str]:
         """Return the message of an answer, and why it has ended."""
-        boxes = boxes_of(answer)
-        if not self.asked.callable:
-            return {"role": "assistant", "content": answer.text, "refusal": None, "boxes": boxes}, answer.finish_reason
-        reply = read_reply(answer.text)
-        message = {"role": "assistant", "content": reply.content, "refusal": None, "boxes": boxes}
-        if reply.name is None:
-            return message, answer.finish_reason
-        call = {"name": reply.name, "arguments": reply.arguments}
-        if self.asked.functions:
-            return message | {"function_call": call}, "function_call"
-        return message | {"tool_calls": [{"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": call}]}, "tool_calls"
+        told = tell(answer.text, self.asked)
+        message = {"role": "assistant", "content": told.content, "refusal": None, "boxes": boxes_of(answer), **told.call}
+        return message, told.reason or answer.finish_reason
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from qwen_vl.serving.body import unsupported
+from qwen_vl.errors import ConfigError
+from qwen_vl.grounding.grammar import BoxRule
+from qwen_vl.serving.body import FieldError, unsupported
 
 MAX_TOKENS = 1_000_000
 MAX_SEED = 2**63 - 1
@@ -88,6 +90,14 @@ class UserMessage(Strict):
     content: Content
     name: str | None = None
 
+    @field_validator("content")
+    @classmethod
+    def _asks(cls, content: Any) -> Any:
+        is_empty = not content.strip() if isinstance(content, str) else all(isinstance(part, TextPart) and not part.text.strip() for part in content)
+        if is_empty:
+            raise ValueError("is an empty question. Ask something, or show a picture.")
+        return content
+
 
 class FunctionCall(Strict):
     """A function that the assistant called."""
@@ -102,6 +112,7 @@ class ToolCall(Strict):
     id: str
     type: Literal["function"] = "function"
     function: FunctionCall
+    index: int | None = None  # of a stream's call that is sent back as it came
 
 
 class AssistantMessage(Strict):
@@ -139,10 +150,17 @@ class Function(Strict):
     name: Name
     description: Text | None = None
     parameters: dict[str, Any] | None = None
-    strict: Literal[False] | None = None
+    strict: bool | None = None
     name_for_human: Text | None = None  # of the release's form
     name_for_model: Name | None = None
     description_for_model: Text | None = None
+
+    @field_validator("strict")
+    @classmethod
+    def _not_strict(cls, value: bool | None) -> bool | None:
+        if value:
+            raise unsupported("strict is not supported: the model writes a call's arguments as it likes.")
+        return value
 
 
 class Tool(Strict):
@@ -190,7 +208,7 @@ class Sampled(Strict):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[str, Any] | None = None
-    boxes: Annotated[str, Field(max_length=32)] | None = None  # a rule of the box grammar: any, required, none, 2, 1..4
+    boxes: Annotated[str, Field(max_length=32)] | None = None  # off, or a rule of the box grammar: any, required, none, 2, 1..4
     confidence: bool | None = None
 
     # Known, and without a meaning here.
@@ -220,6 +238,16 @@ class Sampled(Strict):
     def _not_kept(cls, value: bool | None) -> bool | None:
         if value:
             raise unsupported("store is not supported: this server keeps nothing.")
+        return value
+
+    @field_validator("boxes")
+    @classmethod
+    def _is_rule(cls, value: str | None) -> str | None:
+        try:
+            if value not in (None, "off"):
+                BoxRule.parse(value)
+        except ConfigError:
+            raise ValueError("must be any, required, none, off, or how many: 2, 1.. or 1..4.") from None
         return value
 
     @property
@@ -256,9 +284,9 @@ class Sampled(Strict):
     def _check_lengths(self) -> "Sampled":
         least, most = self.min_tokens or 0, self.max_new_tokens
         if most is not None and least > most:
-            raise ValueError("min_tokens must not be more than max_tokens.")
+            raise FieldError("min_tokens must not be more than max_tokens.", param="min_tokens")
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options goes with stream: true only.")
+            raise FieldError("stream_options goes with stream: true only.", param="stream_options")
         return self
 
 
@@ -287,11 +315,14 @@ class ChatCompletionRequest(Sampled):
     @model_validator(mode="after")
     def _check(self) -> "ChatCompletionRequest":
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs goes with logprobs: true only.")
+            raise FieldError("top_logprobs goes with logprobs: true only.", param="top_logprobs")
         if self.tools and self.functions:
-            raise ValueError("Give tools or functions, not both.")
-        if self.callable and self.response_format is not None and self.response_format.type != "text":
-            raise unsupported("response_format goes without tools only.")
+            raise FieldError("Give tools or functions, not both.", param="functions")
+        if self.as_json:
+            others = {"tools" if self.tools else "functions": self.callable, "stop": self.stop, "boxes": self.boxes not in (None, "off")}
+            for name, given in others.items():
+                if given:
+                    raise unsupported(f"response_format json_object goes without {name} only.", name)
         return self
 
     @property

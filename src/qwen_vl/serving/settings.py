@@ -28,6 +28,7 @@ class ServeSettings:
     max_images: int = 8
     max_text_chars: int = 256 * 1024  # of all messages
     max_messages: int = 1024
+    max_parts: int = 1024  # of content, of all messages: one for each, as DashScope's clients write them
     max_context: int | None = None  # tokens of prompt and answer; None: the model's own
     max_choices: int = 8  # `n`
     max_logprobs: int = 20
@@ -47,8 +48,8 @@ class ServeSettings:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port={self.port} must be from 0 (any free one) to 65535.")
         for name in (
-            *("max_body_bytes", "max_image_bytes", "max_image_pixels", "max_images", "max_text_chars", "max_messages", "max_choices"),
-            *("max_running", "max_stops", "max_stop_chars", "body_timeout_s", "send_timeout_s", "idle_timeout_s", "watchdog_s"),
+            *("max_body_bytes", "max_image_bytes", "max_image_pixels", "max_images", "max_text_chars", "max_messages", "max_parts"),
+            *("max_choices", "max_running", "max_stops", "max_stop_chars", "body_timeout_s", "send_timeout_s", "idle_timeout_s", "watchdog_s"),
         ):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}={getattr(self, name)!r} must be above 0.")

@@ -5,13 +5,14 @@ The words are part of what the chat checkpoints were trained on, so they stand h
 
 import json
 import re
+import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from qwen_vl.prompt.chatml import DEFAULT_SYSTEM
 from qwen_vl.serving.errors import ServeError
-from qwen_vl.serving.schemas import AssistantMessage, Function, Message, SystemMessage, ToolMessage, UserMessage
+from qwen_vl.serving.schemas import AssistantMessage, ChatCompletionRequest, Function, Message, SystemMessage, ToolMessage, UserMessage
 
 STOP = "Observation:"  # what follows is for the function to say
 _ACTION, _INPUT, _OBSERVATION, _FINAL = "\nAction:", "\nAction Input:", "\nObservation:", "\nFinal Answer: "
@@ -69,6 +70,34 @@ def read_reply(text: str) -> Reply:
     return Reply(text[final + len(_FINAL) :] if final >= 0 else text[1:])
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What is told of an answer: its words, the field of the message that holds its call, and why a call has ended it."""
+
+    content: str
+    call: dict[str, Any] = field(default_factory=dict)
+    reason: str | None = None  # None: the answer's own
+
+
+def tell(text: str, asked: ChatCompletionRequest) -> Told:
+    """Return what is told of an answer's text, in the form of call that the client asked in."""
+    if not asked.callable:
+        return Told(text)
+    reply = read_reply(text)
+    if reply.name is None:
+        return Told(reply.content)
+    function = {"name": reply.name, "arguments": reply.arguments}
+    if asked.functions:
+        return Told(reply.content, {"function_call": function}, "function_call")
+    return Told(reply.content, {"tool_calls": [{"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}]}, "tool_calls")
+
+
+def numbered(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message with its calls as streams tell them, with their numbers."""
+    calls = message.get("tool_calls")
+    return message | {"tool_calls": [{"index": number, **call} for number, call in enumerate(calls)]} if calls else message
+
+
 def as_conversation(messages: Sequence[Message], contents: Sequence[str | Parts], functions: Sequence[Function]) -> list[dict[str, Any]]:
     """Write calls and what they gave back as the turns of a conversation that the model knows.
 
@@ -89,7 +118,9 @@ def as_conversation(messages: Sequence[Message], contents: Sequence[str | Parts]
         elif isinstance(message, UserMessage):
             turns.append({"role": "user", "content": content})
         elif isinstance(message, AssistantMessage):
-            before = text_of(turns[-1]["content"]) if turns else ""
+            if not turns:
+                raise ServeError(400, "invalid_messages", "The assistant's first message must follow one of the user.", f"messages[{number}].role")
+            before = text_of(turns[-1]["content"])
             _append(turns, _said(message, text_of(content), before, has_calls), number, "assistant")
         else:
             is_last = number == len(messages) - 1

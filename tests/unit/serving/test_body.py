@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from qwen_vl.errors import ConfigError, ContextLengthError
 from qwen_vl.serving.body import parse, validate
-from qwen_vl.serving.errors import ServeError
+from qwen_vl.serving.errors import ServeError, translated
 from qwen_vl.serving.schemas import ChatCompletionRequest, CompletionRequest
 
+JSON = {"type": "json_object"}
 GOOD: dict[str, Any] = {"model": "nano", "messages": [{"role": "user", "content": "hi"}]}
 
 
@@ -35,6 +37,7 @@ GOOD: dict[str, Any] = {"model": "nano", "messages": [{"role": "user", "content"
         (b'{"\\udc00": 1}', "invalid_encoding"),
         (b'{"a": 1, "a": 2}', "duplicate_key"),
         (b'{"x": [{"a": 1, "a": 1}]}', "duplicate_key"),
+        (b'{"x": [' + b",".join([b'{"a": 1, "b": 2}'] * 2**14) + b"]}", "too_many_fields"),
     ],
 )
 def test_what_is_no_strict_json_is_refused(content: bytes, code: str) -> None:
@@ -90,8 +93,8 @@ def test_what_is_strict_json_is_read() -> None:
         ({"max_tokens": 1.5}, "invalid_value", "max_tokens"),
         ({"max_tokens": True}, "invalid_value", "max_tokens"),
         ({"max_completion_tokens": 0}, "invalid_value", "max_completion_tokens"),
-        ({"min_tokens": 5, "max_tokens": 4}, "invalid_value", None),
-        ({"top_logprobs": 3}, "invalid_value", None),
+        ({"min_tokens": 5, "max_tokens": 4}, "invalid_value", "min_tokens"),
+        ({"top_logprobs": 3}, "invalid_value", "top_logprobs"),
         ({"stop": 3}, "invalid_value", "stop"),
         ({"stop": ["a", ["b"]]}, "invalid_value", "stop[1]"),
         ({"seed": -1}, "invalid_value", "seed"),
@@ -103,7 +106,15 @@ def test_what_is_strict_json_is_read() -> None:
         ({"response_format": {"type": "json_schema"}}, "unsupported", "response_format"),
         ({"response_format": {"type": "regex"}}, "invalid_value", "response_format.type"),
         ({"tool_choice": "required"}, "unsupported", "tool_choice"),
-        ({"stream_options": {"include_usage": True}}, "invalid_value", None),
+        ({"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]}, "unsupported", "tools[0].function.strict"),
+        ({"response_format": JSON, "stop": ["}"]}, "unsupported", "stop"),
+        ({"response_format": JSON, "boxes": "1"}, "unsupported", "boxes"),
+        ({"response_format": JSON, "tools": [{"type": "function", "function": {"name": "f"}}]}, "unsupported", "tools"),
+        ({"boxes": "<script>"}, "invalid_value", "boxes"),
+        ({"boxes": "4..1"}, "invalid_value", "boxes"),
+        ({"messages": [{"role": "user", "content": " \n"}]}, "invalid_value", "messages[0].content"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 2}]}, "invalid_value", "messages[0].content"),
+        ({"stream_options": {"include_usage": True}}, "invalid_value", "stream_options"),
         ({"stream_options": 3, "stream": True}, "invalid_value", "stream_options"),
         ({"store": True}, "unsupported", "store"),
         ({"chat_template_kwargs": {}}, "unknown_field", "chat_template_kwargs"),
@@ -119,6 +130,19 @@ def test_wrong_fields_are_named_in_our_words(fields: dict[str, Any], code: str, 
     assert (error.status, error.code, error.param) == (400, code, param)
     assert len(error.message) < 200 and "pydantic" not in error.message.lower() and "script" not in error.message
     assert json.dumps(error.to_openai())
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "param"),
+    [
+        (ContextLengthError("max_new_tokens=9 does not fit: 1 is left."), "max_tokens=9 does not fit: 1 is left.", "max_tokens"),
+        (ConfigError("min_new_tokens=9 is too many."), "min_tokens=9 is too many.", "min_tokens"),
+        (ContextLengthError("The conversation takes 9 tokens."), "The conversation takes 9 tokens.", "messages"),
+    ],
+)
+def test_settings_of_the_engine_are_told_by_the_clients_names(error: Exception, message: str, param: str) -> None:
+    told = translated(error)
+    assert (told.status, told.message, told.param) == (400, message, param)
 
 
 def test_a_missing_field_is_named() -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import base64
+import functools
+import hashlib
 import hmac
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,12 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": f"{num_bytes} {scope['state']['owner']}".encode()})
 
 
+@functools.cache
+def guard_of(settings: ServeSettings) -> Guard:
+    """Return the only guard of a server: another one would name the owners otherwise."""
+    return Guard(app, settings)
+
+
 def call(settings: ServeSettings, *chunks: bytes, path: str = "/v1/models", method: str = "POST", **headers: str) -> tuple[int, str, dict[str, str]]:
     """Return status, body and headers of an answer."""
     sent: list[Message] = []
@@ -39,7 +47,7 @@ def call(settings: ServeSettings, *chunks: bytes, path: str = "/v1/models", meth
 
     named = [(name.replace("_", "-").encode(), value.encode()) for name, value in {"host": "localhost:8000", **headers}.items()]
     scope: dict[str, Any] = {"type": "http", "path": path, "method": method, "headers": named, "state": {}}
-    asyncio.run(Guard(app, settings)(scope, receive, send))
+    asyncio.run(guard_of(settings)(scope, receive, send))
     found = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
     return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:]).decode(), found
 
@@ -61,6 +69,13 @@ def test_each_key_opens_and_has_an_owner_of_its_own() -> None:
     assert len(owners) == 2 and all("key" not in owner for owner in owners)
     basic = base64.b64encode(b"anybody:second-key").decode()
     assert call(KEYED, authorization=f"Basic {basic}")[1] in owners
+
+
+def test_the_names_of_owners_are_those_of_one_process() -> None:
+    """A name stands in the addresses of uploads: without the process's secret no key can be tried on it."""
+    one, other = KeyRing(["first-key"]), KeyRing(["first-key"])
+    assert one.owner(b"first-key") == one.owner(b"first-key") != other.owner(b"first-key")
+    assert hashlib.sha256(b"first-key").hexdigest() not in (one.owner(b"first-key"), other.owner(b"first-key"))
 
 
 def test_nothing_goes_without_a_key_but_a_look_at_the_health_and_a_signed_upload() -> None:

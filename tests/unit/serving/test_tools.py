@@ -69,6 +69,9 @@ def test_a_tools_word_without_a_call_is_refused() -> None:
         with pytest.raises(ServeError, match="must follow a call") as caught:
             converted(messages, tools=TOOLS)
         assert caught.value.status == 400
+    with pytest.raises(ServeError, match="must follow one of the user") as first:
+        converted([{"role": "system", "content": "x"}, {"role": "assistant", "content": "x"}])
+    assert first.value.param == "messages[1].role"
     with pytest.raises(ServeError, match="first message"):
         converted([user("a"), {"role": "system", "content": "x"}])
 
