@@ -13,10 +13,12 @@ from PIL import Image
 from qwen_vl.api import QwenVL
 from qwen_vl.errors import ImageError
 from qwen_vl.processing.decoding import decode_picture
+from qwen_vl.serving.service import Service
+from qwen_vl.serving.settings import ServeSettings
 from qwen_vl.serving.web import actions as web_actions
 from qwen_vl.serving.web.examples import draw_examples
 from qwen_vl.serving.web.sessions import Sessions
-from qwen_vl.serving.web.texts import EN, ZH
+from qwen_vl.serving.web.texts import EN, ZH, Texts
 from tests.unit.serving.web.scripted import ScriptedModel
 
 pytest.importorskip("gradio")
@@ -48,7 +50,7 @@ class Visitor:
     async def ask(self, **data: Any) -> str:
         """Ask, with a model that ends at once, and return the last notice."""
         notice = ""
-        cast(ScriptedModel, self.actions.vl).is_quick = True
+        cast(ScriptedModel, self.actions.service.vl).is_quick = True
         async for shown in self.begin(**data):
             view = dict(zip(web_actions.VIEWS, shown, strict=True))
             notice = view["notice"] if isinstance(view["notice"], str) else notice
@@ -57,7 +59,12 @@ class Visitor:
 
 @pytest.fixture
 def actions() -> web_actions.Actions:
-    return web_actions.Actions(cast(QwenVL, ScriptedModel()), draw_examples(), lambda content: decode_picture(content, "it"), Sessions())
+    return make_actions()
+
+
+def make_actions(**settings: Any) -> web_actions.Actions:
+    service = Service(cast(QwenVL, ScriptedModel()), ServeSettings(**settings))
+    return web_actions.Actions(service, draw_examples(), lambda content: decode_picture(content, "it"), Sessions())
 
 
 def run(work: Any) -> Any:
@@ -110,7 +117,7 @@ def test_one_answer_at_a_time_for_each_visitor(actions: web_actions.Actions) -> 
         writing = first.begin(question="slow")
         await anext(writing)
         reading = asyncio.ensure_future(collect(writing))
-        while not cast(ScriptedModel, first.actions.vl).streams:
+        while not cast(ScriptedModel, first.actions.service.vl).streams:
             await asyncio.sleep(0.005)
         assert EN.busy in await first.ask(question="impatient")
         assert await second.ask(question="other") == ""
@@ -127,6 +134,62 @@ async def collect(views: AsyncIterator[list[Any]]) -> list[list[Any]]:
     return [each async for each in views]
 
 
+@pytest.mark.parametrize("texts", [EN, ZH])
+def test_one_question_too_many_is_told_to_come_again(texts: Texts) -> None:
+    actions = make_actions(max_running=1, max_choices=1, max_waiting=0)
+    first, second = Visitor(actions, "a"), Visitor(actions, "b")
+
+    async def main() -> None:
+        writing = asyncio.ensure_future(collect(first.begin(question="slow")))
+        model = cast(ScriptedModel, actions.service.vl)
+        while not model.streams:
+            await asyncio.sleep(0.005)
+        assert texts.errors["overloaded"] in await second.ask(question="?", language=texts.language, pictures=[{"name": "a", "data": "unread"}])
+        assert second.conversation.turns == []
+        model.streams[0].end()
+        await writing
+        assert await second.ask(question="?") == ""
+
+    run(main())
+
+
+def test_a_server_that_stops_lets_answers_end_and_takes_no_question() -> None:
+    actions = make_actions(grace_s=DEADLINE_S)
+    first, second = Visitor(actions, "a"), Visitor(actions, "b")
+
+    async def main() -> None:
+        writing = asyncio.ensure_future(collect(first.begin(question="slow")))
+        model = cast(ScriptedModel, actions.service.vl)
+        while not model.streams:
+            await asyncio.sleep(0.005)
+        draining = asyncio.ensure_future(actions.service.drain())
+        await asyncio.sleep(0.05)
+        assert not draining.done()  # the page's answer is one in flight
+        assert EN.errors["shutting_down"] in await second.ask(question="?")
+        model.streams[0].write("Whole")
+        model.streams[0].end()
+        await writing
+        await draining
+        assert (first.conversation.turns[0].state, first.conversation.turns[0].text) == ("done", "Whole")
+
+    run(main())
+
+
+def test_an_answer_that_outlasts_the_grace_time_is_cut() -> None:
+    actions = make_actions(grace_s=0.05)
+    visitor = Visitor(actions, "a")
+
+    async def main() -> None:
+        writing = asyncio.ensure_future(collect(visitor.begin(question="slow")))
+        while not cast(ScriptedModel, actions.service.vl).streams:
+            await asyncio.sleep(0.005)
+        await actions.service.drain()
+        shown = dict(zip(web_actions.VIEWS, (await writing)[-1], strict=True))
+        assert EN.errors["shutting_down"] in shown["history"]
+
+    run(main())
+
+
 def test_stopping_while_a_picture_is_decoded_asks_nothing(actions: web_actions.Actions) -> None:
     visitor = Visitor(actions, "a")
 
@@ -136,7 +199,7 @@ def test_stopping_while_a_picture_is_decoded_asks_nothing(actions: web_actions.A
 
     actions.decode = decode
     assert EN.stopped in run(visitor.ask(question="?", pictures=[{"name": "a.png", "data": data_uri()}]))
-    assert cast(ScriptedModel, actions.vl).asked == []
+    assert cast(ScriptedModel, actions.service.vl).asked == []
 
 
 def test_a_decoder_that_refuses_is_no_failure_of_the_page(actions: web_actions.Actions) -> None:

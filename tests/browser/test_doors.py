@@ -54,7 +54,7 @@ def test_every_other_route_of_gradio_is_closed(nano_url: str, tmp_path: Path) ->
     for owner, method, route in declared:
         place = str(tmp_path / "canary.txt") if "path" in route else "x"
         path = ("/gradio_api" if owner == "router" else "") + re.sub(r"{[^}]*}", place, route)
-        if is_open(method.upper(), path):
+        if is_open(method.upper(), path.rstrip("/")):  # a plain application sends a path with a slash to the one without
             assert not re.search(r"file|proxy|upload|stream|call|login|reload|edit|history|monitoring|deep_link|info", path)
             continue
         tried += 1

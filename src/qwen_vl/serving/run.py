@@ -127,15 +127,13 @@ class Server(uvicorn.Server):
         await super().serve(sockets)
 
 
-def serve(
-    load: Callable[[], "QwenVL"], settings: ServeSettings, *, greet: Callable[[str], None], extend: Callable[[Any, "QwenVL"], Any] | None = None
-) -> int:
+def serve(load: Callable[[], "QwenVL"], settings: ServeSettings, *, greet: Callable[[str], None], extend: Callable[..., Any] | None = None) -> int:
     """Serve a model until a signal comes, and return the exit code.
 
     Args:
         load: loads the model, once the port is ours.
         greet: called with the server's address once it answers.
-        extend: adds to the application, as the web page does.
+        extend: adds to the application, as `mount_page` does.
     Raises: ConfigError for an address that cannot be used, and whatever `load` raises.
     """
     with listen(settings) as found:
@@ -143,11 +141,11 @@ def serve(
 
         max_connections = raise_file_limit()
         vl = load()
-        patience_s = max(settings.watchdog_s, WARM_UPS * warm_up(vl))
+        patient = with_patience(settings, warm_up(vl))
         server = Server(config_of(settings, max_connections))
-        app = create_app(vl, replace(settings, watchdog_s=patience_s), on_failure=server.note_failure, has_page=extend is not None)
+        app = create_app(vl, patient, on_failure=server.note_failure, has_page=extend is not None)
         server.app = app
-        server.config.app = app if extend is None else extend(app, vl)
+        server.config.app = app if extend is None else extend(app, vl, service=server.app.state.service)
         freeze_garbage()
         asyncio.run(_run(server, found, greet))
     return server.exit_code
@@ -163,6 +161,11 @@ def warm_up(vl: "QwenVL") -> float:
     started = time.monotonic()
     vl.ask(picture, "What is this?", max_new_tokens=2, do_sample=False)
     return time.monotonic() - started
+
+
+def with_patience(settings: ServeSettings, answer_s: float) -> ServeSettings:
+    """Return settings whose watchdog has the patience that a machine needs. Args: answer_s: what one small answer took there."""
+    return replace(settings, watchdog_s=max(settings.watchdog_s, WARM_UPS * answer_s))
 
 
 def freeze_garbage() -> None:

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from qwen_vl.api import Answer, QwenVL, RequestStream, TokenLogprob
 from qwen_vl.serving.errors import ServeError, engine_down, translated, where
@@ -30,6 +30,15 @@ from qwen_vl.serving.watchdog import Watchdog
 logger = logging.getLogger(__name__)
 
 NUM_PREPARERS = 4  # requests whose words and pictures are made ready at once
+
+
+class Request(Protocol):
+    """What can be asked: a protocol's request, or a turn of the web page."""
+
+    @property
+    def n(self) -> int: ...  # answers
+
+    def begin(self, vl: QwenVL, settings: ServeSettings, index: int, on_event: Callable[[], None]) -> RequestStream: ...  # in a preparing thread
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +84,7 @@ class Generation(AsyncIterator[Delta]):
     What a slow reader has not taken yet is one piece of text a choice, however long it waits.
     """
 
-    def __init__(self, service: "Service", request: ChatRequest) -> None:
+    def __init__(self, service: "Service", request: Request) -> None:
         self.answers: list[Answer | None] = [None] * request.n
         self._service, self._request = service, request
         self._streams: list[RequestStream] = []
@@ -300,7 +309,7 @@ class Service:
         if self.is_draining:
             raise ServeError(503, "shutting_down", "The server stops and takes no new requests.", retry_after_s=5)
 
-    async def open(self, request: ChatRequest) -> Generation:
+    async def open(self, request: Request) -> Generation:
         """Wait until there is room for the request, then let the engine begin.
 
         Raises: ServeError: 400 for what cannot be asked, 503 for a lack of memory or a dead engine.

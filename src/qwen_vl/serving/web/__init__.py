@@ -1,1 +1,1 @@
-"""The web page: `page.build_page(vl)`. Only `page` and `actions` need Gradio; the rest is words, HTML and state."""
+"""The web page: `page.mount_page(app, vl)`. Only `page` and `actions` need Gradio; the rest is words, HTML and state."""

@@ -5,6 +5,7 @@ Handlers trust nothing that the browser says: an event's data may be anything. A
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 from typing import Any
 
 import gradio
@@ -12,6 +13,7 @@ import gradio
 from qwen_vl.api import QwenVL
 from qwen_vl.errors import QwenVLError
 from qwen_vl.serving.errors import ServeError
+from qwen_vl.serving.service import Service
 from qwen_vl.serving.web import bubbles, stage
 from qwen_vl.serving.web.answering import trim_question, write_answer
 from qwen_vl.serving.web.conversation import MAX_PICTURES, MAX_QUESTION_CHARS, MAX_TURNS, Conversation
@@ -33,10 +35,10 @@ class Refused(Exception):
 class Actions:
     """The handlers of one page."""
 
-    def __init__(self, vl: QwenVL, examples: list[Example], decode: Decode, sessions: Sessions) -> None:
-        self.vl, self.examples, self.decode, self.sessions = vl, examples, decode, sessions
-        self.defaults = Defaults.of(vl)
-        self.model_name = model_name(vl)
+    def __init__(self, service: Service, examples: list[Example], decode: Decode, sessions: Sessions) -> None:
+        self.service, self.examples, self.decode, self.sessions = service, examples, decode, sessions
+        self.defaults = Defaults.of(service.vl)
+        self.model_name = model_name(service.vl)
 
     # -- asking
 
@@ -60,20 +62,20 @@ class Actions:
         if not await self._is_free(conversation):
             yield views(notice=bubbles.notice_html(texts.busy, texts))
             return
+        sampling = to_sampling(self.defaults, temperature, top_p, max_new_tokens, boxes, confidence, seed)
         try:
             conversation.is_stopping = False
-            try:
+            with self.service.admit():  # before the pictures are read
                 await self._begin(conversation, asked, bool(as_release), texts)
-            except Refused as refusal:
-                notice = bubbles.notice_html(str(refusal), texts)
-                yield views(notice=notice) if conversation.turns else self._all_views(conversation, notice)
-                return
+                yield self._all_views(conversation)
+                async with aclosing(write_answer(self.service, conversation, sampling)) as growing:
+                    async for turn in growing:
+                        if not turn.has_ended and conversation.turns:  # else it was cleared meanwhile
+                            yield self._growing_views(conversation)
             yield self._all_views(conversation)
-            sampling = to_sampling(self.defaults, temperature, top_p, max_new_tokens, boxes, confidence, seed)
-            async for turn in write_answer(self.vl, conversation, sampling):
-                if not turn.has_ended and conversation.turns:  # else it was cleared meanwhile
-                    yield self._growing_views(conversation)
-            yield self._all_views(conversation)
+        except (Refused, ServeError) as refusal:  # nothing was asked
+            notice = bubbles.notice_html(texts.explain(refusal) if isinstance(refusal, ServeError) else str(refusal), texts)
+            yield views(notice=notice) if conversation.turns else self._all_views(conversation, notice)
         finally:
             conversation.busy.release()
 
@@ -181,7 +183,7 @@ class Actions:
 
     def welcome(self, texts: Texts) -> str:
         """What an empty conversation shows."""
-        return bubbles.welcome_html(self.examples, self.model_name, self.vl.name == "nano", texts)
+        return bubbles.welcome_html(self.examples, self.model_name, self.service.vl.name == "nano", texts)
 
     def no_picture(self, texts: Texts) -> str:
         """What stands in the picture's place before there is one."""

@@ -1,24 +1,22 @@
 """Let the model write the answer to a conversation's last turn, piece by piece, until it ends or the visitor stops it.
 
-async for turn in write_answer(vl, conversation, {"temperature": 0}):
+async for turn in write_answer(service, conversation, {"temperature": 0}):
     show(turn)
 
-No thread waits for the model: the engine's own thread says when something is new.
+The answer goes through the server's service, as those of the protocols do: it waits for a place, is watched, and is given the grace time at the end.
 """
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from qwen_vl.api import QwenVL
-from qwen_vl.api.draft import RequestCancelledError, RequestStream
-from qwen_vl.errors import ContextLengthError, QwenVLError
-from qwen_vl.serving.errors import translated
+from qwen_vl.api import QwenVL, RequestStream
+from qwen_vl.errors import ContextLengthError
+from qwen_vl.serving.service import Service
+from qwen_vl.serving.settings import ServeSettings
 from qwen_vl.serving.web.conversation import Conversation, Turn
-
-logger = logging.getLogger(__name__)
 
 FRAME_S = 0.04  # between two updates of the page
 
@@ -33,59 +31,80 @@ def trim_question(text: str) -> str:
     return text[:-1] if len(text) > 1 and text[-1] in TRAILING_MARKS and text[-2] not in TRAILING_MARKS else text
 
 
-async def write_answer(vl: QwenVL, conversation: Conversation, sampling: Mapping[str, Any]) -> AsyncIterator[Turn]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TurnRequest:
+    """A turn as the service asks it."""
+
+    turn: Turn
+    choices: Sequence[list[dict[str, Any]]]  # the conversation from its first turn on, from its second on, ..: the first that fits is asked
+    sampling: Mapping[str, Any]
+    owner: str
+
+    @property
+    def n(self) -> int:
+        """A turn has one answer."""
+        return 1
+
+    def begin(self, vl: QwenVL, settings: ServeSettings, index: int, on_event: Callable[[], None]) -> RequestStream:
+        """Let the engine begin, and note how many turns were left out. Raises: ContextLengthError if nothing fits; what `QwenVL.begin` raises."""
+        common = {"on_event": on_event, "box_tags": True, "max_context": settings.max_context, "salt": self.owner, **self.sampling}
+        for num_left_out, messages in enumerate(self.choices[:-1]):
+            with contextlib.suppress(ContextLengthError):
+                stream = vl.begin(messages, **common)
+                self.turn.num_left_out = num_left_out
+                return stream
+        stream = vl.begin(self.choices[-1], **common)
+        self.turn.num_left_out = len(self.choices) - 1
+        return stream
+
+
+async def write_answer(service: Service, conversation: Conversation, sampling: Mapping[str, Any]) -> AsyncGenerator[Turn]:
     """Write the last turn's answer and yield the turn whenever there is more of it, the last time when it has ended.
 
-    Whatever goes wrong ends the turn with the state "failed" and is told in its `error`. The engine must be working (`vl.engine.start()`).
+    Whatever goes wrong ends the turn with the state "failed" and is told in its `error`.
     """
-    turn = conversation.turns[-1]
-    is_new = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    turn, loop, is_new = conversation.turns[-1], asyncio.get_running_loop(), asyncio.Event()
+    vl = service.vl
+    choices = [conversation.messages(first) for first in range(len(conversation.turns))] if vl.is_chat else [conversation.single_message()]
+    request = TurnRequest(turn=turn, choices=choices, sampling=sampling, owner=conversation.salt)
+    writing = asyncio.ensure_future(_write(service, request, is_new.set))
+    writing.add_done_callback(lambda _: is_new.set())
 
-    def notify() -> None:
-        with contextlib.suppress(RuntimeError):  # the server has ended, and its loop with it: nobody waits any more
-            loop.call_soon_threadsafe(is_new.set)
+    def halt() -> None:
+        with contextlib.suppress(RuntimeError):  # the server has ended, and its loop with it
+            loop.call_soon_threadsafe(writing.cancel)
 
+    conversation.halt = halt
+    if conversation.is_stopping:  # since the question was taken
+        writing.cancel()
     try:
-        choices = [conversation.messages(first) for first in range(len(conversation.turns))] if vl.is_chat else [conversation.single_message()]
-        settings = {"on_event": notify, "salt": conversation.salt, "box_tags": True, **sampling}
-        # The vision tower works here, so not in the event loop.
-        turn.num_left_out, stream = await asyncio.to_thread(_begin, vl, choices, settings)
-        conversation.stream = stream
-        if conversation.is_stopping:  # while the pictures were encoded
-            stream.close()
-        while not stream.is_over:
+        while not writing.done():
             await is_new.wait()
             is_new.clear()
-            piece = stream.poll()
-            if piece is not None and piece.text:
-                turn.text += piece.text
+            if not writing.done():
                 yield turn
                 await asyncio.sleep(FRAME_S)
-        turn.text, turn.scores = stream.answer.text, stream.answer.box_scores or ()
-        turn.state = "done" if stream.answer.finish_reason == "stop" else "cut_off"
-    except RequestCancelledError:
-        turn.state = "stopped"
-    except QwenVLError as error:
-        turn.state, turn.error = "failed", translated(error).message
-    except Exception as error:  # noqa: BLE001  a bug: the visitor is told that there was one, the log which
-        logger.error("an answer of the web page failed", exc_info=error)
-        turn.state = "failed"
     finally:
-        if conversation.stream is not None:
-            conversation.stream.close()
-        conversation.stream = None
-        if turn.state == "writing":  # the visitor has left
+        conversation.halt = None
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+        if turn.state == "writing":  # the visitor has stopped it, or left
             turn.state = "stopped"
     yield turn
 
 
-def _begin(vl: QwenVL, choices: Sequence[list[dict[str, Any]]], settings: Mapping[str, Any]) -> tuple[int, RequestStream]:
-    """Hand the engine the first of the choices, from the longest to the shortest, that fits the model's context, and return its index and answer.
-
-    Raises: ContextLengthError if none fits; what else `QwenVL.begin` raises.
-    """
-    for index, messages in enumerate(choices[:-1]):
-        with contextlib.suppress(ContextLengthError):
-            return index, vl.begin(messages, **settings)
-    return len(choices) - 1, vl.begin(choices[-1], **settings)
+async def _write(service: Service, request: TurnRequest, notify: Callable[[], None]) -> None:
+    """Let the turn grow until its answer has ended or failed; to stop it, cancel this."""
+    turn = request.turn
+    try:
+        async with await service.open(request) as generation:
+            async for delta in generation:
+                turn.text += delta.text
+                if delta.text:
+                    notify()
+            answer = generation.answer
+    except Exception as error:  # noqa: BLE001  the visitor is told, in words without secrets, and the service's log where it was if it was a bug
+        turn.state, turn.error = "failed", service.explain(error)
+    else:
+        turn.text, turn.scores = answer.text, answer.box_scores or ()
+        turn.state = "done" if answer.finish_reason == "stop" else "cut_off"

@@ -63,7 +63,7 @@ def _ended_html(turn: Turn, index: int, is_last: bool, texts: Texts) -> Markup:
         "div",
         tag("h3", texts.model, class_="for-readers"),
         tag("div", answer_html(turn.text, index, texts.unnamed_box), class_="answer") if turn.text else None,
-        tag("p", f"{texts.error} {turn.error or texts.internal_error}", class_="failure", role="alert") if turn.state == "failed" else None,
+        tag("p", f"{texts.error} {texts.explain(turn.error)}", class_="failure", role="alert") if turn.state == "failed" else None,
         tag("p", remark, class_="remark") if remark else None,
         tag("p", texts.left_out.format(count=turn.num_left_out), class_="remark") if turn.num_left_out else None,
         tag("div", *_answer_tools(turn, index, is_last, texts), class_="tools"),
@@ -122,7 +122,9 @@ def status_text(turn: Turn, texts: Texts) -> Markup:
     """Say to screen readers what has happened: only whole answers, not each word as it comes."""
     if turn.state == "writing":
         return tag("span", texts.writing)
-    return tag("span", texts.answered.format(text=plain_text(turn.text) or turn.error or texts.stopped))
+    if turn.state == "failed":
+        return tag("span", f"{texts.error} {texts.explain(turn.error)}")
+    return tag("span", texts.answered.format(text=plain_text(turn.text) or texts.stopped))
 
 
 def header_html(model_name: str, texts: Texts) -> Markup:

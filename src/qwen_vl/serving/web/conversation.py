@@ -5,12 +5,13 @@ The browser never says what was asked or answered before; it only names turns by
 
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from qwen_vl.grounding import Ref, count_unparsed, parse
 from qwen_vl.grounding.confidence import BoxScore
+from qwen_vl.serving.errors import ServeError
 from qwen_vl.serving.web.pictures import ShownPicture
 from qwen_vl.serving.web.texts import Language
 
@@ -19,12 +20,6 @@ State = Literal["writing", "done", "cut_off", "stopped", "failed"]
 MAX_TURNS = 100
 MAX_PICTURES = 16
 MAX_QUESTION_CHARS = 16_384
-
-
-class Closable(Protocol):
-    """What can be told to end, from any thread."""
-
-    def close(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -37,7 +32,7 @@ class Turn:
     text: str = ""  # of the answer, tags included
     scores: tuple[BoxScore, ...] = ()  # of the boxes in the text, in order; known at the end
     state: State = "writing"
-    error: str = ""  # if it failed: one line for the user
+    error: ServeError | None = None  # if it failed
     num_left_out: int = 0  # earlier turns that the model did not read, because its context was full
 
     @property
@@ -63,7 +58,7 @@ class Conversation:
     turns: list[Turn] = field(default_factory=list)
     viewed_turn: int | None = None  # whose boxes are shown; None: the latest
     viewed_picture: int | None = None  # counted through the conversation from 0; None: the latest as of that turn
-    stream: Closable | None = None  # the answer that is being written
+    halt: Callable[[], None] | None = None  # ends the answer that is being written, from any thread
     is_stopping: bool = False
     busy: threading.Lock = field(default_factory=threading.Lock)  # held while an answer is written
     salt: str = field(default_factory=lambda: secrets.token_hex(8))  # nobody else's requests share what the engine keeps of this one's prompts
@@ -102,8 +97,8 @@ class Conversation:
     def stop(self) -> None:
         """Stop the answer that is being written, if one is; from any thread."""
         self.is_stopping = True
-        if self.stream is not None:
-            self.stream.close()
+        if self.halt is not None:
+            self.halt()
 
     def clear(self) -> None:
         """Forget everything that was said, and stop the answer that is being written."""

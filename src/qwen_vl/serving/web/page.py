@@ -1,10 +1,11 @@
 """The web page: talk with a loaded model about pictures, and see its boxes on them.
 
-page = build_page(QwenVL.load())
 mount_page(app, QwenVL.load())   # at the root of a FastAPI application
 """
 
 import weakref
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from starlette.routing import Mount
 
 from qwen_vl.api import QwenVL
 from qwen_vl.serving.decoder import DecoderLimits, DecoderPool
+from qwen_vl.serving.service import Service
+from qwen_vl.serving.settings import ServeSettings
 from qwen_vl.serving.web import bubbles
 from qwen_vl.serving.web.actions import Actions
 from qwen_vl.serving.web.door import Door
@@ -26,35 +29,42 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 ASSETS = Path(__file__).parents[2] / "assets" / "web"
-MAX_ASKING = 64  # answers at once, those that wait for the engine included
+UNMEASURED_S = 600.0  # an engine of which nobody knows how long an answer takes has hung after so long
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Noto Sans", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif")
 MONO_FONTS = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 
-def build_page(vl: QwenVL, *, decode: Decode | None = None) -> gradio.Blocks:
-    """Build the page for a model in this process, and let its engine's thread work.
+def build_page(service: Service, *, decode: Decode | None = None) -> gradio.Blocks:
+    """Build the page for a server's service.
 
     Args: decode: makes a picture in RGB of a file's content; None: a pool of processes with limits, which ends with the page.
     """
-    vl.engine.start()
     pool = None
     if decode is None:
         pool = DecoderPool(DecoderLimits())
         decode = pool.decode
-    actions = Actions(vl, draw_examples(), decode, Sessions())
+    actions = Actions(service, draw_examples(), decode, Sessions())
     with gradio.Blocks(title="Qwen-VL", analytics_enabled=False, fill_width=True) as page:
         _lay_out(page, actions)
-    page.queue(default_concurrency_limit=MAX_ASKING, max_size=2 * MAX_ASKING, api_open=False)
+    # Gradio's queue holds nobody up: one more than the service admits comes through, and is told to come again.
+    page.max_threads = service.settings.max_running + service.settings.max_waiting + 1
+    page.queue(default_concurrency_limit=None, max_size=2 * page.max_threads, api_open=False)
     if pool is not None:
         weakref.finalize(page, pool.close)
     return page
 
 
-def mount_page(app: "FastAPI", vl: QwenVL, path: str = "/") -> "FastAPI":
-    """Add the page to an application that does not run yet, behind a door that is open for the page alone: none of Gradio's other routes."""
+def mount_page(app: "FastAPI", vl: QwenVL, path: str = "/", *, service: Service | None = None) -> "FastAPI":
+    """Add the page to an application that does not run yet, behind a door that is open for the page alone: none of Gradio's other routes.
+
+    Args: service: of the server that the application belongs to; None: one of the page's own, which lives as long as the application.
+    """
+    if service is None:
+        service = Service(vl, ServeSettings(watchdog_s=UNMEASURED_S))
+        _let_live(app, service)
     gradio.mount_gradio_app(
         app,
-        build_page(vl),
+        build_page(service),
         path=path,
         theme=gradio.themes.Base(font=FONTS, font_mono=MONO_FONTS, primary_hue="violet", neutral_hue="zinc"),
         footer_links=[],
@@ -74,6 +84,22 @@ def mount_page(app: "FastAPI", vl: QwenVL, path: str = "/") -> "FastAPI":
         raise TypeError("Gradio was not mounted as the last route")
     app.router.routes[-1] = Door(mount.path, mount.app)
     return app
+
+
+def _let_live(app: "FastAPI", service: Service) -> None:
+    """Let the service begin and end with the application."""
+    outer = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def live(app: "FastAPI") -> AsyncIterator[Any]:
+        async with outer(app) as state:
+            await service.start()
+            try:
+                yield state
+            finally:
+                await service.close()
+
+    app.router.lifespan_context = live
 
 
 def _lay_out(page: gradio.Blocks, actions: Actions) -> None:
@@ -111,7 +137,7 @@ def _lay_out(page: gradio.Blocks, actions: Actions) -> None:
         head = [bubbles.header_html(actions.model_name, texts), bubbles.composer_html(texts), bubbles.footer_html(texts)]
         return [*changed, *head, bubbles.settings_head_html(texts), bubbles.about_html(texts), *_control_updates(texts)]
 
-    script.ask(actions.ask, inputs=controls, outputs=shown, concurrency_limit=MAX_ASKING, **quiet)
+    script.ask(actions.ask, inputs=controls, outputs=shown, **quiet)
     script.halt(actions.stop, queue=False, **quiet)
     script.wipe(actions.clear, outputs=shown, queue=False, **quiet)
     script.look(actions.look, outputs=shown, queue=False, **quiet)

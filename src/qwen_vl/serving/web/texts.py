@@ -8,6 +8,8 @@ A text that one language lacks cannot be forgotten: all fields are required.
 from dataclasses import dataclass
 from typing import Literal
 
+from qwen_vl.serving.errors import ServeError
+
 Language = Literal["en", "zh"]
 
 
@@ -95,7 +97,8 @@ class Texts:
     note: str
 
     error: str
-    internal_error: str
+    errors: dict[str, str]  # by the server's code, {detail} is its own sentence
+    internal_error: str  # any other
     busy: str
     no_question: str
     question_too_long: str  # {limit}
@@ -104,6 +107,10 @@ class Texts:
     picture_not_read: str  # {name}
     picture_too_large: str  # {name}, {limit} MiB
     gone: str
+
+    def explain(self, error: ServeError | None) -> str:
+        """Say what went wrong. Args: error: None if nobody knows."""
+        return self.internal_error if error is None else self.errors.get(error.code, self.internal_error).format(detail=error.message)
 
 
 EN = Texts(
@@ -181,6 +188,16 @@ EN = Texts(
     about_text="Qwen-VL was made by the Qwen team of Alibaba Cloud. Its weights have a licence of their own.",
     note="Answers can be wrong. Please make nothing harmful with them.",
     error="That did not work.",
+    errors={
+        "overloaded": "Many questions wait already. Please try again in a moment.",
+        "shutting_down": "The server stops. Please try again later.",
+        "engine_down": "The server's engine has stopped. Please try again in a moment.",
+        "out_of_memory": "The server lacks the memory for this. Begin a new chat, or try again later.",
+        "context_length_exceeded": "This is longer than the model can read. Shorten the question, or show fewer pictures.",
+        "invalid_value": "{detail}",
+        "invalid_messages": "{detail}",
+        "invalid_image": "A picture cannot be used.",
+    },
     internal_error="Something went wrong here. Please try again.",
     busy="An answer is still being written. Stop it first.",
     no_question="Write a question too: a picture is not answered by itself.",
@@ -267,6 +284,16 @@ ZH = Texts(
     about_text="Qwen-VL 由阿里云通义千问团队研发，其权重另有许可协议。",
     note="回答可能有误。请勿用本页面生成有害内容。",
     error="没有成功。",
+    errors={
+        "overloaded": "排队的问题太多，请稍后再试。",
+        "shutting_down": "服务器正在停止，请稍后再试。",
+        "engine_down": "服务器的引擎已停止，请稍后再试。",
+        "out_of_memory": "服务器内存不足。请开始新对话，或稍后再试。",
+        "context_length_exceeded": "内容超出模型能读的长度。请缩短问题，或减少图片。",
+        "invalid_value": "设置里有一项的值不能用，请检查（例如随机种子与框语法）。",
+        "invalid_messages": "这个问题不能这样提问，请修改后再试。",
+        "invalid_image": "有一张图片不能用。",
+    },
     internal_error="出了点问题，请再试一次。",
     busy="回答还在生成，请先停止。",
     no_question="请再写一个问题：只有图片不会得到回答。",

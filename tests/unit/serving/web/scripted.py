@@ -1,4 +1,4 @@
-"""A model whose answers a test writes: it stands for a loaded one wherever the page only begins answers and reads them."""
+"""A model whose answers a test writes: it stands for a loaded one wherever answers are only begun and read."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -54,13 +54,32 @@ class ScriptedStream:
         self._on_event()
 
 
+class ScriptedEngine:
+    """An engine that is always well, and does a round whenever somebody looks."""
+
+    is_closed = False
+
+    def __init__(self) -> None:
+        self.num_rounds = 0
+
+    def start(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def notice_cancelled(self) -> None: ...
+
+    def statistics(self) -> Any:
+        self.num_rounds += 1
+        return self
+
+
 class ScriptedModel:
     """Notes what it is asked; `refusals` are raised by the next calls of `begin`, one each."""
 
     def __init__(self, *, is_chat: bool = True) -> None:
         self.is_chat, self.name = is_chat, "scripted"
         self.model = SimpleNamespace(generation_config=SimpleNamespace(do_sample=False, temperature=None, top_p=None, max_new_tokens=64))
-        self.engine = SimpleNamespace(start=lambda: None)
+        self.engine = ScriptedEngine()
         self.asked: list[tuple[Sequence[Mapping[str, Any]], dict[str, Any]]] = []
         self.streams: list[ScriptedStream] = []
         self.refusals: list[BaseException] = []

@@ -49,17 +49,12 @@ def test_rewinding_takes_what_came_after_along() -> None:
 
 
 def test_clearing_stops_what_is_written() -> None:
-    class Stream:
-        is_closed = False
-
-        def close(self) -> None:
-            self.is_closed = True
-
-    talk, stream = Conversation(), Stream()
+    halts: list[str] = []
+    talk = Conversation()
     talk.begin("x", ())
-    talk.stream = stream
+    talk.halt = lambda: halts.append("halted")
     talk.clear()
-    assert stream.is_closed
+    assert halts == ["halted"]
     assert talk.is_stopping
     assert talk.turns == []
     assert talk.viewed() == (-1, None, False)

@@ -5,6 +5,7 @@ from dataclasses import fields
 
 import pytest
 
+from qwen_vl.serving.errors import ServeError
 from qwen_vl.serving.web.texts import EN, TEXTS, ZH, Texts, texts_of
 
 WORDS = [field.name for field in fields(Texts) if field.name != "language"]
@@ -17,7 +18,7 @@ def places(text: str) -> set[str]:
 
 def as_text(texts: Texts, name: str) -> str:
     value = getattr(texts, name)
-    return " ".join(value) if isinstance(value, tuple) else str(value)
+    return " ".join(value.values() if isinstance(value, dict) else value) if isinstance(value, tuple | dict) else str(value)
 
 
 @pytest.mark.parametrize("name", WORDS)
@@ -25,7 +26,7 @@ def test_both_languages_say_it(name: str) -> None:
     english, chinese = as_text(EN, name), as_text(ZH, name)
     assert english.strip()
     assert chinese.strip()
-    assert places(english) == places(chinese)
+    assert name == "errors" or places(english) == places(chinese)
     assert (english == chinese) == (name in SAME_IN_BOTH)
 
 
@@ -33,6 +34,16 @@ def test_both_languages_say_it(name: str) -> None:
 def test_each_is_in_its_language(name: str) -> None:
     assert all(ord(char) < 0x3000 for char in as_text(EN, name))
     assert any("\u4e00" <= char <= "\u9fff" for char in as_text(ZH, name))
+
+
+def test_errors_are_told_in_both_languages() -> None:
+    assert set(EN.errors) == set(ZH.errors)
+    for code, said in ZH.errors.items():
+        assert places(said) == set() and any("\u4e00" <= char <= "\u9fff" for char in said), code
+    told = ServeError(400, "invalid_value", "seed='{x}' must be a whole number.")
+    assert EN.explain(told) == told.message
+    assert "种子" in ZH.explain(told)
+    assert ZH.explain(ServeError(500, "internal_error", "no")) == ZH.explain(None) == ZH.internal_error
 
 
 def test_an_unknown_language_is_english() -> None:
