@@ -38,14 +38,22 @@ SCHEMAS = (ChatCompletionRequest, CompletionRequest, dashscope.GenerationRequest
 NO_PICTURES = {"image_size": 448}  # a text-only model takes none anyhow
 
 
-def create_app(vl: QwenVL, settings: ServeSettings, *, on_failure: Callable[[], None] | None = None, has_page: bool = False) -> ASGIApp:
+def create_app(
+    vl: QwenVL,
+    settings: ServeSettings,
+    *,
+    on_failure: Callable[[], None] | None = None,
+    has_page: bool = False,
+    uploads: UploadStore | None = None,
+) -> ASGIApp:
     """Return the application for a loaded model. Its service is `app.state.service`; it starts and ends with the application's lifespan.
 
     Args:
         on_failure: called when the engine is found dead or hanging; the process should end.
         has_page: a page for browsers is added, which are asked for the API key as a password.
+        uploads: where pictures are that clients upload, if not in a store of its own.
     """
-    uploads = UploadStore(UploadLimits.of(settings))
+    uploads = uploads or UploadStore(UploadLimits.of(settings))
     media = MediaLoader(MediaLimits.of(settings, Resolution.of(vl.model.config.visual or NO_PICTURES)), uploads)
     service = Service(vl, settings, on_failure)
 

@@ -3,11 +3,11 @@ from typing import Any
 
 import pytest
 
-from qwen_vl.serving.scale.affinity import NO_KEY, affinity_key
+from qwen_vl.serving.scale.affinity import NO_KEY, Subject, subject_of
 
 
 def key(messages: Any, **more: Any) -> str:
-    return affinity_key(json.dumps({"model": "nano", "messages": messages} | more).encode())
+    return subject_of(json.dumps({"model": "nano", "messages": messages} | more).encode()).key
 
 
 def ask(text: str, *urls: str) -> dict[str, Any]:
@@ -26,7 +26,21 @@ def test_questions_about_a_picture_share_a_key() -> None:
 
 def test_both_protocols_name_a_picture_alike() -> None:
     dashscope = {"input": {"messages": [{"role": "user", "content": [{"image": "data:a"}, {"text": "What?"}]}]}}
-    assert affinity_key(json.dumps(dashscope).encode()) == key([ask("Where?", "data:a")])
+    assert subject_of(json.dumps(dashscope).encode()).key == key([ask("Where?", "data:a")])
+
+
+def test_a_prompts_picture_counts_too() -> None:
+    picture = {"type": "image_url", "image_url": {"url": "data:a"}}
+    prompts = [subject_of(json.dumps({"prompt": prompt}).encode()).key for prompt in ("Once", "Twice", [picture, {"type": "text", "text": "a dog"}])]
+    assert len({NO_KEY, *prompts}) == 4 and prompts[2] == key([ask("What?", "data:a")])
+
+
+def test_handles_are_named_once_and_by_picture_parts_alone() -> None:
+    one, other = "oss://f/a.png", "oss://f/b.png"
+    said = [ask(f"see {other}x", one, "data:c", other, one), {"role": "assistant", "content": [{"image": "oss://f/c.png"}]}, ask("And?", one)]
+    assert subject_of(json.dumps({"messages": said}).encode()).handles == (one, other)
+    assert subject_of(json.dumps({"input": {"messages": [{"role": "user", "content": [{"image": other}]}]}}).encode()).handles == (other,)
+    assert subject_of(json.dumps({"prompt": [{"type": "image_url", "image_url": {"url": one}}]}).encode()).handles == (one,)
 
 
 @pytest.mark.parametrize(
@@ -40,8 +54,10 @@ def test_both_protocols_name_a_picture_alike() -> None:
         b'{"messages": [3, {"role": "assistant", "content": "Hi"}]}',
         b'{"input": {"messages": [{"role": "user", "content": ""}]}}',
         b"[" * 100_000,
+        b'{"messages": [{"role": "user", "content": "Hi"}], "messages": [{"role": "user", "content": "Ho"}]}',  # the replica refuses it
+        b'{"messages": [{"role": "user", "content": "Hi"}], "temperature": NaN}',
         b'{"messages": [{"role": "user", "content": [{"image_url": {"url": 3}}, 4]}]',
     ],
 )
 def test_what_is_no_conversation_has_none(body: bytes) -> None:
-    assert affinity_key(body) == NO_KEY
+    assert subject_of(body) == Subject(NO_KEY)

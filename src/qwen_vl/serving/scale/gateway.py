@@ -1,138 +1,159 @@
-"""The gateway: reads a request, chooses its replica by what its caches know, and passes the answer on as it comes."""
+"""The gateway: reads a request, chooses its replica by what its caches know, and passes the answer on as it comes.
+
+It knows nothing of Ray: how a replica is asked, and how many there are, it is told (`deployment`).
+"""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any, TypeAlias
+import logging
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import ExitStack
+from typing import Any, Protocol, TypeAlias
 
 from fastapi import FastAPI, Request
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
-from ray import serve
-from ray.exceptions import RayActorError, RayError
-from ray.serve.exceptions import BackPressureError, RayServeException
-from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+from prometheus_client import generate_latest
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.routing import request_response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from qwen_vl.serving.errors import ServeError, engine_down, translated
+from qwen_vl.serving.errors import DASHSCOPE, ServeError, engine_down, translated, where
 from qwen_vl.serving.metrics import CONTENT_TYPE
+from qwen_vl.serving.refusals import tell_errors
+from qwen_vl.serving.run import MAX_HEADER_BYTES
 from qwen_vl.serving.security import Guard
 from qwen_vl.serving.settings import ServeSettings
-from qwen_vl.serving.stream import ClientLeftError, JSONAnswer, event, while_connected
+from qwen_vl.serving.stream import ClientLeftError, JSONAnswer, dashscope_event, event, while_connected
 from qwen_vl.serving.upload_routes import make_upload_router, owner_of
-from qwen_vl.serving.uploads import PREFIX, UploadLimits, UploadStore
+from qwen_vl.serving.uploads import UploadLimits, UploadStore
 
-from .affinity import affinity_key
-from .inline import inline
-from .replica import Message
+from .affinity import subject_of
+from .lending import lend
+from .traffic import Sight, Traffic, shutting_down
 
-METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"]
+logger = logging.getLogger(__name__)
+
 ATTEMPTS = 3  # for a request whose replica died before it said anything
 KEPT = ("type", "asgi", "http_version", "method", "path", "raw_path", "query_string", "headers", "scheme", "client", "server")
-Messages: TypeAlias = DeploymentResponseGenerator[Any]
+Message: TypeAlias = MutableMapping[str, Any]  # of ASGI
 
 
-def make_gateway(settings: ServeSettings) -> type:
-    """Return the class of the gateway's deployment; it takes a handle of the replicas' one."""
-    routes = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)  # all other paths are the replicas'
-    routes.add_middleware(Guard, settings=settings)  # so that strangers and floods end here
-    routes.add_exception_handler(ServeError, tell_error)
-    uploads = UploadStore(UploadLimits.of(settings))  # for all replicas
-    routes.include_router(make_upload_router(uploads, settings, nullcontext))
+class ReplicaLostError(Exception):
+    """A replica died before its answer was complete."""
 
-    @serve.ingress(routes)
-    class Gateway:
-        def __init__(self, replicas: DeploymentHandle[Any]) -> None:
-            self.replicas, self.traffic = replicas, Traffic()
 
-        async def drain(self) -> None:
-            """Take nothing new, and return once answers in flight are complete, or cut after the grace time."""
-            await self.traffic.drain(settings.grace_s)
+class Messages(Protocol):
+    """ASGI's messages of one answer, as a replica gives them. Raises: ReplicaLostError, or ServeError for what the client is told."""
+
+    def __aiter__(self) -> "Messages": ...
+
+    def __anext__(self) -> Awaitable[Message]: ...
+
+    def cancel(self) -> None: ...  # nobody reads on
+
+
+Ask: TypeAlias = Callable[[str, Message, bytes, Mapping[str, bytes]], Messages]  # affinity key, scope, body, pictures that are lent
+
+
+class Gateway:
+    """The application in front of the replicas, `app`.
+
+    Args:
+        ask: hands a request to a replica.
+        look: counts the replicas that answer; None if they cannot be seen now.
+        max_requests: so many are taken at once.
+    """
+
+    def __init__(self, settings: ServeSettings, ask: Ask, look: Callable[[], int | None], max_requests: int) -> None:
+        self.settings, self._ask, self._sight = settings, ask, Sight(look)
+        self.uploads = UploadStore(UploadLimits.of(settings))  # for all replicas
+        self.traffic = Traffic(max_requests, self.uploads.limits.max_total_bytes)
+        self.app = self._make_routes()
+        self.app.add_middleware(Guard, settings=settings)  # strangers, floods and what is too large end here
+        self.app.add_middleware(Frame)
+
+    def _make_routes(self) -> FastAPI:
+        routes = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+        tell_errors(routes)
+        routes.include_router(make_upload_router(self.uploads, self.settings, self.traffic.request))
+        routes.router.default = request_response(self._answer)  # all other paths are the replicas'
+
+        @routes.get("/health")
+        async def health() -> Response:
+            """Tell whether any replica answers: 200, or 503 while none does or the server stops. No replica is asked, as all may be busy."""
+            status = "draining" if self.traffic.is_draining else "ok" if await self._sight.num_ready() else "down"
+            return JSONAnswer({"status": status}, 200 if status == "ok" else 503)
 
         @routes.get("/metrics")
-        async def metrics(self) -> Response:
+        async def metrics() -> Response:
             """Give the gateway's own counts to Prometheus."""
             return Response(generate_latest(self.traffic.registry), media_type=CONTENT_TYPE)
 
-        @routes.api_route("/{path:path}", methods=METHODS)
-        async def handle(self, request: Request) -> Response:
-            """Answer any request."""
-            with ExitStack() as held:
-                try:
-                    held.enter_context(self.traffic.request())
-                    body = await read_body(request, settings.body_timeout_s)
-                    key = await asyncio.to_thread(affinity_key, body)
-                    if PREFIX.encode() in body:
-                        body = inline(body, uploads, owner_of(request))
-                    messages, start = await while_connected(request, self._begin(plain_scope(request, len(body)), body, key))
-                except ClientLeftError:
-                    return Response(status_code=499)  # nobody reads it
-                except ServeError as error:
-                    self.traffic.requests.labels(str(error.status)).inc()
-                    raise
-                self.traffic.requests.labels(str(start["status"])).inc()
-                return PassedOn(messages, start, held.pop_all(), self.traffic.cut)
+        return routes
 
-        async def _begin(self, scope: Message, body: bytes, key: str) -> tuple[Messages, Message]:
-            """Return the answer's messages after the first, and that, from the first replica that lives long enough to give it.
+    async def _answer(self, request: Request) -> Response:
+        """Let a replica answer."""
+        with ExitStack() as held:
+            try:
+                held.enter_context(self.traffic.request())
+                body = await read_body(request, self.settings.body_timeout_s)
+                subject = await asyncio.to_thread(subject_of, body)
+                lent = lend(subject.handles, self.uploads, owner_of(request), self.settings.max_images)
+                held.enter_context(self.traffic.lending(sum(map(len, lent.values()))))
+                messages, start = await while_connected(request, self._begin(subject.key, plain_scope(request, len(body)), body, lent))
+            except ClientLeftError:
+                return Response(status_code=499)  # nobody reads it
+            except ServeError as error:
+                self.traffic.requests.labels(str(error.status)).inc()
+                raise
+            self.traffic.requests.labels(str(start["status"])).inc()
+            return PassedOn(messages, start, held.pop_all(), self.traffic.cut)
 
-            Raises: ServeError 503 if there is none, 429 if all have as much as they take.
-            """
-            for _ in range(ATTEMPTS):
-                messages = self.replicas.options(stream=True, multiplexed_model_id=key).answer.remote(scope, body)
-                try:
-                    return messages, await anext(messages)
-                except BackPressureError:
-                    raise ServeError(429, "overloaded", "Too many requests wait already. Try again in a moment.", retry_after_s=1) from None
-                except RayActorError:
-                    self.traffic.retries.inc()  # nothing was written yet, so nothing is lost by asking another one
-                except (RayServeException, RayError, StopAsyncIteration):
-                    break
-                except asyncio.CancelledError:
-                    messages.cancel()
-                    raise
-            raise engine_down()
+    async def _begin(self, key: str, scope: Message, body: bytes, lent: Mapping[str, bytes]) -> tuple[Messages, Message]:
+        """Return the answer's messages after the first, and that, from the first replica that lives long enough to give it.
 
-    return Gateway
+        Raises: ServeError 503 if there is none, 429 if all have as much as they take.
+        """
+        for _ in range(ATTEMPTS):
+            messages = self._ask(key, scope, body, lent)
+            try:
+                return messages, await anext(messages)
+            except ReplicaLostError:
+                self.traffic.retries.inc()  # nothing was said yet, so nothing is lost by asking another one
+            except StopAsyncIteration:
+                break
+            except asyncio.CancelledError:
+                messages.cancel()
+                raise
+        raise engine_down()
 
 
-class Traffic:
-    """The requests that are in, and what there was."""
+class Frame:
+    """Bounds the headers, which Ray's proxy does not, and makes a plain error of whatever a route did not expect."""
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.requests = Counter("qwen_vl_gateway_requests", "Requests by status", ["status"], registry=self.registry)
-        self.retries = Counter("qwen_vl_gateway_retries", "Requests given to another replica because theirs had died", registry=self.registry)
-        self.in_flight = Gauge("qwen_vl_gateway_in_flight", "Requests whose answer is not complete", registry=self.registry)
-        self.num_in_flight = 0
-        self.is_draining = False
-        self.cut = asyncio.Event()  # set when the grace time is over
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
 
-    @contextmanager
-    def request(self) -> Iterator[None]:
-        """Count a request until its answer is complete. Raises: ServeError 503 while the server stops."""
-        if self.is_draining:
-            raise shutting_down()
-        self._note(+1)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        has_begun = False
+
+        async def noting(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        if sum(len(name) + len(value) for name, value in scope.get("headers", ())) > MAX_HEADER_BYTES:
+            error = ServeError(400, "invalid_header", f"The headers have more than {MAX_HEADER_BYTES} bytes.")
+            await JSONAnswer(error.to_body(scope["path"]), error.status, {"Connection": "close"})(scope, receive, send)
+            return
         try:
-            yield
-        finally:
-            self._note(-1)
-
-    def _note(self, change: int) -> None:
-        self.num_in_flight += change
-        self.in_flight.set(self.num_in_flight)
-
-    async def drain(self, grace_s: float) -> None:
-        """Take nothing new; wait for those that are in, then cut them."""
-        self.is_draining = True
-        try:
-            async with asyncio.timeout(grace_s):
-                while self.num_in_flight:
-                    await asyncio.sleep(0.05)
-        except TimeoutError:
-            self.cut.set()
-            await asyncio.sleep(1.0)  # for last events to reach their readers
+            await self.app(scope, receive, noting)
+        except Exception as error:  # noqa: BLE001  the client is told, the log names the place, and the next request is served
+            if has_begun:
+                raise  # what has been said cannot be taken back: the connection is cut
+            logger.error("a request failed: %s", where(error))
+            told = translated(error)
+            await JSONAnswer(told.to_body(scope["path"]), told.status, told.headers)(scope, receive, send)
 
 
 class PassedOn(Response):
@@ -151,29 +172,31 @@ class PassedOn(Response):
         """Send it; if the client leaves, the replica is told."""
         with self.held:
             try:
-                await while_connected(Request(scope, receive), self._pass_on(send))
+                await while_connected(Request(scope, receive), self._pass_on(scope["path"], send))
             except ClientLeftError:
                 pass
             finally:
                 self.messages.cancel()
 
-    async def _pass_on(self, send: Send) -> None:
+    async def _pass_on(self, path: str, send: Send) -> None:
+        num_events = 0
         await send(self.start)
         try:
             while (message := await self._next()) is not None:
+                num_events += bool(message.get("body"))
                 await send(message)
-        except (ServeError, RayError) as error:
+        except (ServeError, ReplicaLostError) as error:
             if not self._is_event_stream:
                 raise  # what has been said cannot be taken back: the connection is cut
             told = error if isinstance(error, ServeError) else engine_down()
-            await send({"type": "http.response.body", "body": event(told.to_openai())})
+            await send({"type": "http.response.body", "body": error_event(told, path, num_events + 1)})
 
     @property
     def _is_event_stream(self) -> bool:
         return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in self.start["headers"])
 
     async def _next(self) -> Message | None:
-        """Return the next message, or None after the last. Raises: ServeError once the answer is cut; RayError if the replica dies."""
+        """Return the next message, or None after the last. Raises: ServeError once the answer is cut; as `Messages`."""
         following, cut = asyncio.ensure_future(anext(self.messages, None)), asyncio.ensure_future(self.cut.wait())
         try:
             await asyncio.wait((following, cut), return_when=asyncio.FIRST_COMPLETED)
@@ -185,9 +208,11 @@ class PassedOn(Response):
                 task.cancel()
 
 
-def shutting_down() -> ServeError:
-    """Return the error of a server that stops."""
-    return ServeError(503, "shutting_down", "The server stops and takes no new requests.", retry_after_s=5)
+def error_event(error: ServeError, path: str, number: int) -> bytes:
+    """Return the event that ends a stream, in the form of the path's protocol."""
+    if path.startswith(DASHSCOPE):
+        return dashscope_event(number, "error", error.status, error.to_dashscope(str(uuid.uuid4())))
+    return event(error.to_openai())
 
 
 async def read_body(request: Request, timeout_s: float) -> bytes:
@@ -205,9 +230,3 @@ def plain_scope(request: Request, num_bytes: int) -> Message:
     if num_bytes:
         headers.append((b"content-length", str(num_bytes).encode()))
     return {name: request.scope.get(name) for name in KEPT} | {"headers": headers, "root_path": ""}
-
-
-async def tell_error(request: Request, error: Exception) -> Response:
-    """Answer with an error, in the form of the path's protocol."""
-    told = translated(error)
-    return JSONAnswer(told.to_body(request.url.path), told.status, told.headers)

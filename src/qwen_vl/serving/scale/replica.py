@@ -1,8 +1,7 @@
 """One replica: the whole application of one process, called with whole requests, answering in ASGI's own messages."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import anyio
 from anyio.streams.memory import MemoryObjectSendStream
@@ -10,9 +9,13 @@ from fastapi import FastAPI
 from ray import serve
 
 from qwen_vl.errors import CapacityError
+from qwen_vl.serving.errors import engine_down
 
-Message = MutableMapping[str, Any]
+from .gateway import Message
+from .lending import borrowing
+
 BUFFERED = 64  # messages of one answer that may wait for the gateway
+ENGINE_DOWN = engine_down().status
 HEADER = b"x-replica"  # which one answered
 MAX_KEYS = 4096  # affinity keys that a replica remembers; its caches are bounded by themselves
 
@@ -44,9 +47,10 @@ class Replica:
         """Note that requests of this key are known here; Ray sends the next ones here too."""
         return key
 
-    async def answer(self, scope: Message, body: bytes) -> AsyncIterator[Message]:
+    async def answer(self, scope: Message, body: bytes, lent: Mapping[str, bytes]) -> AsyncIterator[Message]:
         """Yield the messages of the answer: its start, then pieces of the body. Closing the iterator is the client's leaving.
 
+        Args: lent: uploaded pictures that the body names, by handle.
         Raises: ConnectionAbortedError where a server of one process would cut the connection.
         """
         if key := serve.get_multiplexed_model_id():
@@ -54,12 +58,14 @@ class Replica:
         sender, receiver = anyio.create_memory_object_stream[Message](BUFFERED)
         aborted = asyncio.Event()
         scope = {**scope, "state": {"abort": aborted.set}}
-        work = asyncio.create_task(self._run(scope, _receiver(body, aborted), sender))
+        work = asyncio.create_task(self._run(scope, _receiver(body, aborted), sender), context=borrowing(lent))
         try:
             async for message in receiver:
                 if aborted.is_set():
                     raise ConnectionAbortedError
                 if message["type"] == "http.response.start":
+                    if message["status"] == ENGINE_DOWN and self.app.state.service.failure is not None:
+                        await asyncio.Event().wait()  # this process ends at once (`make_app`), and the gateway asks another: no error is told
                     message = {**message, "headers": [*message["headers"], (HEADER, self.name.encode())]}
                 yield message
             await work

@@ -25,18 +25,21 @@ from ray.serve.schema import LoggingConfig
 from qwen_vl.api import QwenVL
 from qwen_vl.errors import CapacityError, ConfigError
 from qwen_vl.serving.app import create_app
-from qwen_vl.serving.run import FORCED, freeze_garbage, listen, url_of, warm_up
+from qwen_vl.serving.run import FAILED, FLUSH_S, FORCED, end_within, freeze_garbage, listen, url_of, warm_up, with_patience
 from qwen_vl.serving.settings import ServeSettings
+from qwen_vl.serving.uploads import UploadLimits
 
-from .gateway import make_gateway
+from . import door
+from .deployment import APPLICATION, REPLICA, GatewayDeployment
+from .lending import LentUploads
 from .replica import Replica
 
 logger = logging.getLogger(__name__)
 
-APPLICATION = "qwen-vl"
 ROOM = 1.25  # a replica holds a few requests more than it writes answers, so that it never waits for the next one
 TARGET = 0.75  # of its places: above, another replica is started
 HEALTH_S, HEALTH_TIMEOUT_S = 2.0, 10.0
+MORE = 256  # requests that the gateway refuses, or answers by itself, at once
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,10 +60,14 @@ class ScaleSettings:
             if not 0 <= getattr(self, name) <= 1024:
                 raise ConfigError(f"{name}={getattr(self, name)!r} must be from 0 to 1024.")
 
+    def max_requests(self, settings: ServeSettings) -> int:
+        """Return how many requests may be in: those that the replicas take, and those that wait for them."""
+        return (self.max_replicas or self.replicas) * _room(settings) + settings.max_waiting
+
     def options(self, settings: ServeSettings) -> dict[str, Any]:
         """Return the options of the replicas' deployment."""
         options: dict[str, Any] = {
-            "max_ongoing_requests": round(settings.max_running * ROOM),
+            "max_ongoing_requests": _room(settings),
             "max_queued_requests": settings.max_waiting,
             "graceful_shutdown_timeout_s": settings.grace_s,
             "health_check_period_s": HEALTH_S,
@@ -77,13 +84,21 @@ class ScaleSettings:
         }
 
 
+def _room(settings: ServeSettings) -> int:
+    """Return how many requests a replica takes."""
+    return round(settings.max_running * ROOM)
+
+
 def make_app(load: Callable[[], QwenVL], settings: ServeSettings) -> FastAPI:
-    """Return a replica's application. The gateway has asked for the key already, so a replica needs none."""
+    """Return a replica's application, whose process ends when its engine has: Ray notices that at once, and starts another replica.
+
+    The gateway has asked for the key already. The replica asks again, as the key says whose work its caches may show.
+    """
     vl = load()
-    warm_up(vl)
-    app = cast(FastAPI, create_app(vl, settings))
+    patient = with_patience(settings, warm_up(vl))
+    app = create_app(vl, patient, on_failure=lambda: end_within(FLUSH_S, FAILED), uploads=LentUploads(UploadLimits.of(settings)))
     freeze_garbage()
-    return app
+    return cast(FastAPI, app)
 
 
 def serve_replicas(load: Callable[[], QwenVL], settings: ServeSettings, scale: ScaleSettings, *, greet: Callable[[str], None]) -> int:
@@ -105,16 +120,18 @@ def serve_replicas(load: Callable[[], QwenVL], settings: ServeSettings, scale: S
             http_options=HTTPOptions(host=settings.host, port=port, keep_alive_timeout_s=int(settings.idle_timeout_s) or 1),
             logging_config=quiet,
         )
-        replicas = serve.deployment(Replica).options(name="replica", logging_config=quiet, **scale.options(settings))
-        gateway = serve.deployment(make_gateway(settings)).options(
+        replicas = serve.deployment(Replica).options(name=REPLICA, logging_config=quiet, **scale.options(settings))
+        max_requests = scale.max_requests(settings)
+        gateway = serve.deployment(GatewayDeployment).options(
             name="gateway",
             logging_config=quiet,
-            max_ongoing_requests=4 * (settings.max_running + settings.max_waiting) * (scale.max_replicas or scale.replicas),
+            max_ongoing_requests=2 * max_requests + MORE,  # beyond its own bound, so that it can refuse, and tell its health
             graceful_shutdown_timeout_s=1.0,  # it has drained before
             ray_actor_options={"num_cpus": 0},
         )
         try:
-            deployed = serve.run(gateway.bind(replicas.bind(partial(make_app, load, settings))), name=APPLICATION, route_prefix="/")
+            bound = gateway.bind(settings, max_requests, replicas.bind(partial(make_app, load, settings)))
+            deployed = serve.run(bound, name=APPLICATION, route_prefix="/")
         except (RuntimeError, RayServeException):
             raise CapacityError("the replicas did not start; what they wrote above says why") from None
         greet(url)
@@ -131,6 +148,7 @@ def serve_replicas(load: Callable[[], QwenVL], settings: ServeSettings, scale: S
 def start_ray(scale: ScaleSettings) -> None:
     """Join the cluster that RAY_ADDRESS names, or start a Ray of one's own, for this machine alone."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
+    os.environ.setdefault(door.VARIABLE, door.VALUE)  # for a Ray of one's own: a cluster's proxies have what `ray start` was given
     if "RAY_ADDRESS" in os.environ:
         ray.init(configure_logging=False)
         return
