@@ -114,9 +114,12 @@ class Writer:
         return new_ids
 
     def _generate_one_by_one(self, task: Task) -> Generator[int, None, None]:
+        if task.sampling.seed is not None:  # between two tokens the caller may draw, too: from the same generator, which all threads share
+            yield from self._generate(task)
+            return
         input_ids, arguments = self._arguments(task)
         tokens = cast(Generator[int, None, None], self.model.stream_tokens(input_ids, **arguments))
-        with _seeded(task.sampling.seed, self.model.device), memory_errors(), contextlib.closing(tokens):
+        with memory_errors(), contextlib.closing(tokens):
             yield from tokens
 
     @property

@@ -17,7 +17,7 @@ from torch import Tensor
 from qwen_vl.api.model import QwenVL
 from qwen_vl.api.raw import greedy_params
 from qwen_vl.engine import Handle, Picture, Processor, Request
-from qwen_vl.errors import CapacityError, PromptError
+from qwen_vl.errors import ContextLengthError, PromptError
 
 
 class Choice:
@@ -58,7 +58,7 @@ def begin_choice(vl: QwenVL, input_ids: Sequence[int], pictures: Sequence[Pictur
         raise PromptError("There must be at least one candidate, and each must have at least one token.")
     longest, limit = len(input_ids) + max(map(len, candidates)), int(vl.model.config.max_position_embeddings)
     if longest > limit:
-        raise CapacityError(f"The prompt with its longest candidate takes {longest} tokens, but this model's context holds {limit}. Shorten it.")
+        raise ContextLengthError(f"The prompt with its longest candidate takes {longest} tokens, but this model's context holds {limit}. Shorten it.")
     is_short = all(len(candidate) == 1 for candidate in candidates)
     vl.engine.forget_if_changed()
     walks = [_Walk([[candidate[0] for candidate in candidates]])] if is_short else [_Walk([[each] for each in candidate]) for candidate in candidates]

@@ -3,6 +3,7 @@
 Every way in which a folder can be wrong becomes a `CheckpointError` of one line; nothing of the folder is ever executed.
 """
 
+import errno
 import importlib.util
 import logging
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import cast
 import torch
 
 from qwen_vl.checkpoint_facts import CheckpointFacts, check_folder
-from qwen_vl.errors import CapacityError, CheckpointError, ConfigError, QwenVLError
+from qwen_vl.errors import CapacityError, CheckpointError, ConfigError, QwenVLError, cannot_write, is_out_of_memory
 from qwen_vl.modeling.configuration import QWenConfig
 from qwen_vl.modeling.folder import looks_like_hub_name as looks_like_hub_name
 from qwen_vl.modeling.model import QWenLMHeadModel
@@ -60,6 +61,8 @@ def fetch_from_hub(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         logger.debug("fetching %s failed", name, exc_info=error)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise cannot_write("the hub's cache", error, "Make room, or set HF_HOME to another disk.") from None
         raise CheckpointError(
             f"{name} is neither a local folder nor a model that the hub gave ({type(error).__name__}). "
             "Check the name and the network, or give a folder."
@@ -97,7 +100,7 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device, *, is_i
     if dtype is None or dtype == "auto":
         if device.type != "cuda":
             return torch.bfloat16 if is_int4 and device.type == "cpu" else torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if dtype not in DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}. Use {', '.join(DTYPES)} or auto.")
     if device.type == "cpu" and DTYPES[dtype] == torch.float16:
@@ -139,12 +142,12 @@ def load_model(facts: CheckpointFacts, device: torch.device, dtype: torch.dtype)
         model = QWenLMHeadModel.from_pretrained(folder, config=config, dtype=dtype, **placed).to(device).eval()
     except (ConfigError, CheckpointError) as error:
         raise CheckpointError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from error
-    except (torch.OutOfMemoryError, MemoryError):
-        gib = facts.num_bytes / 2**30
-        raise CapacityError(
-            f"{folder} does not fit the memory of {device} ({gib:.1f} GiB of weights). See qwen-vl info for what each dtype needs."
-        ) from None
-    except (OSError, ValueError, RuntimeError, EOFError) as error:
+    except (OSError, ValueError, RuntimeError, EOFError, MemoryError) as error:
+        if is_out_of_memory(error):
+            gib = facts.num_bytes / 2**30
+            raise CapacityError(
+                f"{folder} does not fit the memory of {device} ({gib:.1f} GiB of weights). See qwen-vl info for what each dtype needs."
+            ) from None
         raise CheckpointError(f"{folder}: its weights cannot be read ({type(error).__name__}). A file is damaged; fetch the folder again.") from error
     return cast(QWenLMHeadModel, model)
 

@@ -22,7 +22,7 @@ from qwen_vl.api.model import QwenVL
 from qwen_vl.api.sampling import DEFAULT_MAX_NEW_TOKENS, Sampling, to_engine
 from qwen_vl.engine import Handle, Processor, Request, SamplingParams
 from qwen_vl.engine import Picture as EnginePicture
-from qwen_vl.errors import CapacityError, ConfigError
+from qwen_vl.errors import ConfigError, ContextLengthError
 from qwen_vl.grounding.confidence import BoxScore
 from qwen_vl.grounding.tags import IMG_END, IMG_START
 from qwen_vl.processing.handles import pixel_key
@@ -135,13 +135,16 @@ def begin_raw(
     Args:
         stop_ids: tokens that end the answer; default: the end of text alone, which is what the release's scripts stop at.
         confidence: note how sure the model is of the boxes that it writes, also of one that the prompt opens.
-        sampling: as `QwenVL.ask`, without `boxes`; greedy unless said otherwise.
+        sampling: as `QwenVL.ask`, without `boxes`, `logprobs` and `stop`; greedy unless said otherwise.
     An answer ends where the model's context does. Raises: CapacityError if the prompt does not fit; ConfigError for settings that cannot work.
     """
+    for name in ("boxes", "logprobs", "stop"):
+        if sampling.get(name) is not None:
+            raise ConfigError(f"A raw prompt takes no {name}. Use ask, or leave it out.")
     settings = Sampling.of(**{"do_sample": False, "num_beams": 1, **sampling})
     room = int(vl.model.config.max_position_embeddings) - len(input_ids)
     if room < 1:
-        raise CapacityError(f"The prompt takes {len(input_ids)} tokens, but this model's context holds {room + len(input_ids)}. Shorten it.")
+        raise ContextLengthError(f"The prompt takes {len(input_ids)} tokens, but this model's context holds {room + len(input_ids)}. Shorten it.")
     most = min(settings.max_new_tokens or vl.model.generation_config.max_new_tokens or DEFAULT_MAX_NEW_TOKENS, room)
     stops = sorted(stop_ids or {vl.tokenizer.eod_id})
     config = settings.to_generation_config(vl.model.generation_config, stops, vl.tokenizer.eod_id, max_new_tokens=most)

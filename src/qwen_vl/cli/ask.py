@@ -7,8 +7,8 @@ Examples:
     cat receipt.png | qwen-vl ask - --json "What is the total?"
 """
 
+import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -45,7 +45,7 @@ def run(
 ) -> None:
     """Answer the question."""
     names = pictures or []
-    if not names and (question == STDIN or Path(question).is_file()):
+    if not names and (question == STDIN or os.path.isfile(question)):
         raise typer.BadParameter(f"the question is missing: qwen-vl ask {question} QUESTION")
     if names.count(STDIN) > 1:
         raise typer.BadParameter("stdin (-) can be only one of the pictures")

@@ -10,6 +10,7 @@ Examples:
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ import typer
 
 from qwen_vl.cli import options
 from qwen_vl.cli.output import check_output, show_progress
-from qwen_vl.errors import ConfigError, PromptError
+from qwen_vl.errors import ConfigError, PromptError, cannot_write
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
 
@@ -54,7 +55,10 @@ def run(
     sampling = options.sampling_of(seed, max_new_tokens, temperature, boxes, confidence)
     vl = options.load_model(model, device, dtype)
     if force:
-        out.unlink(missing_ok=True)
+        try:
+            out.unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_write(out, error, "Name another file.") from None
     results = vl.batch(items, None if input_file else question, out=out, progress=show_progress, **sampling)
     num_failed = sum(result.error is not None for result in results)
     if num_failed:
@@ -64,7 +68,7 @@ def run(
 
 def refuse_input(out: Path, inputs: list[Path]) -> None:
     """Raise ConfigError if the answers would take the place of something that is to be read."""
-    if out.exists() and any(path.exists() and path.samefile(out) for path in inputs):
+    if out.exists() and any(os.path.exists(path) and path.samefile(out) for path in inputs):
         raise ConfigError(f"{out} is one of the inputs. Name another file for the answers.")
 
 
@@ -72,7 +76,7 @@ def list_pictures(names: list[str]) -> list[Any]:
     """Return the pictures, with each folder replaced by the pictures in it. Raises: ConfigError for a folder without pictures."""
     pictures: list[Any] = []
     for name in names:
-        if not Path(name).is_dir():
+        if not os.path.isdir(name):
             pictures.append(name)
             continue
         found = sorted(path for path in Path(name).iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)

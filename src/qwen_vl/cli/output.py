@@ -30,13 +30,16 @@ def check_output(path: Path | None, *, force: bool) -> None:
     """Raise ConfigError unless the file can be written: checked before the work, so that no answer is lost."""
     if path is None:
         return
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ConfigError(f"{path} is a folder. Name a file to write.")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise ConfigError(f"There is no folder {path.parent} to write {path.name} into. Make it first.")
-    if path.exists() and not force:
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ConfigError(f"{path} is no regular file, and would be replaced by one. Name another file.")
+    if os.path.exists(path) and not force:
         raise ConfigError(f"{path} exists. Add --force to overwrite it, or name another file.")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    # What is written gets its name only when it is whole, so the folder must take a new file.
+    if not os.access(path.parent, os.W_OK) or (os.path.exists(path) and not os.access(path, os.W_OK)):
         raise ConfigError(f"{path} cannot be written: permission denied. Name another file.")
 
 

@@ -108,6 +108,8 @@ class Engine:
         try:
             while not self._is_closed:
                 self._wake.clear()
+                if self._is_closed:  # since the last look: what woke this thread is no longer set
+                    break
                 if not self.step():
                     self._wake.wait()
         except BaseException as error:  # noqa: BLE001  a bug, which whoever waits raises: nobody may wait for ever

@@ -3,8 +3,7 @@
 import logging
 from collections import deque
 
-import torch
-
+from qwen_vl.errors import is_out_of_memory
 from qwen_vl.modeling.linear import Linear
 from qwen_vl.modeling.model import QWenLMHeadModel
 
@@ -46,7 +45,9 @@ class HalfCopies:
         if self.num_bytes + 2 * layer.weight.numel() <= self._bound:
             try:
                 self.num_bytes += layer.keep_half()
-            except (torch.OutOfMemoryError, MemoryError):
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
                 logger.log(self._level, "the memory does not suffice for all 16-bit copies of weights; lower half_bytes")
                 self._left.clear()
         if not self._left:

@@ -11,13 +11,17 @@ ELSEWHERE = 8 * 2**30  # bytes, where the system does not tell
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Return what a device has for caches: on a GPU its free memory, else the machine's memory."""
+    """Return what a device has for caches: on a GPU its free memory, else the machine's, or a container's share of it."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # not every system tells
-        return ELSEWHERE
+        total = ELSEWHERE
+    try:
+        return min(total, int((GROUP / "memory.max").read_text(encoding="ascii")))
+    except (OSError, ValueError):  # no container, or one without a limit, which says "max"
+        return total
 
 
 def available_bytes() -> int:

@@ -45,7 +45,7 @@ def choose_dtype(config: Any, device_map: Any, *, is_flag_given: bool = False) -
         return PRECISIONS[flags[0]]
     if not has_gpu or device_map is None:
         return torch.bfloat16 if is_int4 else torch.float32
-    if torch.cuda.is_bf16_supported():
+    if torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
     return torch.float16 if torch.cuda.get_device_capability()[0] >= 7 else torch.float32
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
+from qwen_vl.engine.memory import available_bytes
 from qwen_vl.modeling.linear import multiply
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-MEMORY, PROCESSOR = Path("/proc/meminfo"), Path("/proc/cpuinfo")
+PROCESSOR = Path("/proc/cpuinfo")
 NUM_TRIES, NUM_PER_TRY = 5, 5
 COPIED_BYTES = {"cuda": 1 << 30}  # else 256 MiB: larger than any cache
 MATRIX_SIDE = {"cuda": 8192}  # else 1024
@@ -91,14 +92,11 @@ def _best(work: Callable[[], object], device: torch.device) -> float:
 
 
 def free_memory_bytes(device: torch.device) -> int | None:
-    """Return the memory that can still be taken: on a GPU its free memory, else the machine's; None where the system does not tell."""
+    """Return the memory that can be taken now: on a GPU its free memory, else the machine's or a container's; None where the system does not tell."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        line = next(line for line in MEMORY.read_text(encoding="ascii").splitlines() if line.startswith("MemAvailable:"))
-        return int(line.split()[1]) * 1024
-    except (OSError, StopIteration, ValueError):
-        pass
+    if available := available_bytes():
+        return available
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):

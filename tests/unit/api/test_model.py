@@ -47,6 +47,21 @@ def test_sampling_repeats_with_a_seed_and_leaves_the_callers_randomness_alone(vl
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_what_a_caller_draws_between_two_pieces_is_its_own(vl: QwenVL) -> None:
+    """Where `generate` does the work, all threads share one generator."""
+    settings = {"temperature": 2.0, "max_new_tokens": 12, "seed": 3}
+    with mock.patch("qwen_vl.api.generation.to_engine", return_value=None):
+        whole = vl.ask(None, "what?", **settings).text
+        torch.manual_seed(7)
+        expected = torch.rand(3).tolist()
+        torch.manual_seed(7)
+        drawn, pieces = [], []
+        for piece in vl.stream(None, "what?", **settings):
+            pieces.append(piece)
+            drawn += torch.rand(1).tolist()
+    assert "".join(pieces) == whole and drawn[:3] == expected[: len(drawn)]
+
+
 def test_the_picture_matters_and_is_read_as_any_source(vl: QwenVL, red: Image.Image, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("pictures") / "red.png"
     red.save(path)

@@ -87,6 +87,9 @@ def test_what_does_not_fit_is_refused(vl: QwenVL, tmp_path: Path) -> None:
         begin_raw(vl, [1] * 1024)
     with pytest.raises(CapacityError, match="takes 1025"):
         begin_choice(vl, [1] * 1023, [], [[1, 2]])
+    for setting in ({"stop": "a"}, {"logprobs": 1}, {"boxes": "any"}):
+        with pytest.raises(ConfigError, match=f"takes no {next(iter(setting))}"):
+            begin_raw(vl, [1], **setting)
     with pytest.raises(PromptError, match="at least one"):
         begin_choice(vl, [1], [], [[]])
     (tmp_path / "a.png").write_bytes(b"no picture")

@@ -63,6 +63,16 @@ def test_what_was_typed_is_checked_before_the_model_is_loaded(run: Run, workplac
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_question_longer_than_any_path(run: Run, checkpoint: Path) -> None:
+    assert run("ask", "狗" * 400, "--model", checkpoint, "--max-new-tokens", 2).code == 0
+
+
+def test_a_special_file_is_not_replaced(run: Run, checkpoint: Path, workplace: Path) -> None:
+    os.mkfifo(workplace / "pipe")
+    assert_refused(run("ask", "What?", "--model", checkpoint, "--out", workplace / "pipe", "--force"), "no regular file")
+    assert (workplace / "pipe").is_fifo()
+
+
 def test_a_full_disk_behind_stdout(run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for command in (("ask", "red.png", "what?"), ("ask", "red.png", "what?", "--stream"), ("info", checkpoint)):
         with open("/dev/full", "w") as full, monkeypatch.context() as patch:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from qwen_vl.engine import Engine, EngineSettings
+from qwen_vl.modeling.linear import Linear
 from qwen_vl.modeling.model import QWenLMHeadModel
 from qwen_vl.training.adapters import add_adapters
 from qwen_vl.training.parts import choose_parts
@@ -148,6 +149,17 @@ class TestExpectMany:
             engine.expect_many()
             assert engine.statistics().half_bytes == expected
             engine.close()
+
+    def test_a_lack_of_memory_for_them_ends_no_answer(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("qwen_vl.engine.engine.COPIES_PAY_AFTER", 1)
+
+        def fail(_: Linear) -> int:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")  # as PyTorch says it on a CPU
+
+        monkeypatch.setattr(Linear, "keep_half", fail)
+        model = load_stored()
+        engine, case = make_engine(model, None), make_case(model, random_ids(30, 1), 8)
+        assert list(engine.submit(case.request(8))) == case.expected and engine.statistics().half_bytes == 0
 
     def test_nobody_is_told_that_there_are_none(self, caplog: pytest.LogCaptureFixture) -> None:
         model = load_stored()

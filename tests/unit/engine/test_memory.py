@@ -37,6 +37,8 @@ def test_a_containers_share(machine: Path, limit: str, used: int, files: int, ex
     (machine / "memory.current").write_text(f"{used * GIB}\n")
     (machine / "memory.stat").write_text(f"anon 5\ninactive_file {files * GIB}\n")
     assert available_bytes() == expected * GIB
+    total = memory_bytes(torch.device("cpu"))
+    assert total == int(limit) if limit.isdigit() and int(limit) <= 8 * GIB else total > 0
 
 
 @pytest.mark.parametrize("content", [None, "nothing of the kind\n", "MemAvailable: much\n"])

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from qwen_vl.engine import memory
 from qwen_vl.profiling import device
 
 CPU = torch.device("cpu")
@@ -26,8 +27,8 @@ def test_the_peak_is_that_since_the_reset() -> None:
 
 
 def test_a_system_that_does_not_tell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("STATUS", "MEMORY"):
-        monkeypatch.setattr(device, name, tmp_path / "missing")
+    monkeypatch.setattr(device, "STATUS", tmp_path / "missing")
+    monkeypatch.setattr(memory, "MACHINE", tmp_path / "missing")
     monkeypatch.setattr(device, "RESET", tmp_path / "missing" / "file")
     device.reset_peak_memory(CPU)
     assert device.peak_memory_bytes(CPU) is None and (device.free_memory_bytes(CPU) or 0) > 0
