@@ -55,8 +55,13 @@ def run(
     ] = None,
     grace: Annotated[float, typer.Option("--grace", metavar="SECONDS", help="For answers in flight when the server is told to stop")] = 10.0,
     watchdog: Annotated[
-        float, typer.Option("--watchdog", metavar="SECONDS", help="An engine that does nothing for so long, with work to do, ends the server")
-    ] = 10.0,
+        float | None,
+        typer.Option(
+            "--watchdog",
+            metavar="SECONDS",
+            help="An engine that does nothing for so long, with work to do, ends the server [default: 10, or ten times what a small answer takes]",
+        ),
+    ] = None,
     replicas: Annotated[int | None, typer.Option("--replicas", metavar="N", help="Serve with N copies of the model, on Ray Serve")] = None,
     max_replicas: Annotated[
         int | None, typer.Option("--max-replicas", metavar="N", help="Start more copies under load, up to N [default: as --replicas]")

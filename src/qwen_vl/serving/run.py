@@ -23,6 +23,7 @@ from PIL import Image
 from qwen_vl.errors import ConfigError
 from qwen_vl.serving.protocol import bounded
 from qwen_vl.serving.settings import ServeSettings
+from qwen_vl.serving.watchdog import LEAST_PATIENCE_S
 
 if TYPE_CHECKING:
     from qwen_vl.api import QwenVL
@@ -154,18 +155,20 @@ def serve(load: Callable[[], "QwenVL"], settings: ServeSettings, *, greet: Calla
 def warm_up(vl: "QwenVL") -> float:
     """Make the engine ready for many requests and ask the model something, so that the first client need not wait for what is done once.
 
-    Returns: the seconds that the answer took. Raises: CapacityError if the memory does not suffice even for this.
+    Returns: the seconds that a later answer takes. Raises: CapacityError if the memory does not suffice even for this.
     """
     vl.engine.expect_many()
-    picture = None if vl.model.config.visual is None else Image.new("RGB", (64, 64), (120, 160, 200))
-    started = time.monotonic()
-    vl.ask(picture, "What is this?", max_new_tokens=2, do_sample=False)
+    has_eyes = vl.model.config.visual is not None
+    # The first answer compiles and measures kernels, up to a minute on a GPU. The second is about another picture, so that no cache spares it work.
+    for question, colour in (("What is this?", (120, 160, 200)), ("Where is it?", (200, 160, 120))):
+        started = time.monotonic()
+        vl.ask(Image.new("RGB", (64, 64), colour) if has_eyes else None, question, max_new_tokens=2, do_sample=False)
     return time.monotonic() - started
 
 
 def with_patience(settings: ServeSettings, answer_s: float) -> ServeSettings:
-    """Return settings whose watchdog has the patience that a machine needs. Args: answer_s: what one small answer took there."""
-    return replace(settings, watchdog_s=max(settings.watchdog_s, WARM_UPS * answer_s))
+    """Return settings whose watchdog has the patience that a machine needs, unless it is set. Args: answer_s: what a small answer takes."""
+    return settings if settings.watchdog_s is not None else replace(settings, watchdog_s=max(LEAST_PATIENCE_S, WARM_UPS * answer_s))
 
 
 def freeze_garbage() -> None:

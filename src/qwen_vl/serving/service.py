@@ -25,7 +25,7 @@ from qwen_vl.serving.errors import ServeError, engine_down, translated, where
 from qwen_vl.serving.metrics import Metrics
 from qwen_vl.serving.places import Places
 from qwen_vl.serving.settings import ServeSettings
-from qwen_vl.serving.watchdog import Watchdog
+from qwen_vl.serving.watchdog import LEAST_PATIENCE_S, Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +223,7 @@ class Service:
         self.vl, self.settings, self.on_failure = vl, settings, on_failure
         self.places = Places(settings.max_running)
         self.metrics = Metrics(self._gauges)
-        self.watchdog = Watchdog(vl.engine, settings.watchdog_s)
+        self.watchdog = Watchdog(vl.engine, settings.watchdog_s or LEAST_PATIENCE_S)
         self.num_admitted = 0
         self.is_draining = self._is_closing = False
         self.failure: ServeError | None = None

@@ -41,7 +41,7 @@ class ServeSettings:
     body_timeout_s: float = 10.0  # for the whole body of a request
     send_timeout_s: float = 30.0  # a reader that takes nothing for so long is dropped
     idle_timeout_s: float = 30.0  # a connection that sends nothing for so long is closed
-    watchdog_s: float = 10.0  # an engine that does nothing for so long, with work to do, hangs
+    watchdog_s: float | None = None  # an engine that does nothing for so long, with work to do, hangs; None: what suits the machine
     grace_s: float = 10.0  # for answers in flight, once the server is told to stop
 
     def __post_init__(self) -> None:
@@ -51,7 +51,7 @@ class ServeSettings:
             *("max_body_bytes", "max_image_bytes", "max_image_pixels", "max_images", "max_text_chars", "max_messages", "max_parts"),
             *("max_choices", "max_running", "max_stops", "max_stop_chars", "body_timeout_s", "send_timeout_s", "idle_timeout_s", "watchdog_s"),
         ):
-            if not getattr(self, name) > 0:
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ConfigError(f"{name}={getattr(self, name)!r} must be above 0.")
         for name in ("max_waiting", "max_logprobs", "grace_s"):
             if not getattr(self, name) >= 0:

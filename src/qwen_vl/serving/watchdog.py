@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 logger = logging.getLogger(__name__)
 
+LEAST_PATIENCE_S = 10.0  # where nobody has asked for another
 TICK_S = 0.5
 MAX_TICK_S = 2.0  # a tick that took longer says that this process was stopped, not how long the engine has hung
 
