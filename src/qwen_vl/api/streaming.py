@@ -25,11 +25,6 @@ class StopFilter:
         self._matched = [0] * len(self._stops)  # characters of each string that the text so far ends with
         self._held = ""
 
-    @property
-    def num_held(self) -> int:
-        """Characters that are held back."""
-        return len(self._held)
-
     def feed(self, text: str) -> str:
         """Take more text and return what is certain not to belong to a stop string; after one was found, nothing."""
         if self.is_found or not self._stops:

@@ -66,7 +66,7 @@ def run(as_json: options.Json = False) -> None:
         for finding in findings:
             show(f"{SIGNS[finding.status]} {finding.name:<{width}}  {finding.found}")
             if finding.advice:
-                show(f"  {'':<{width}}  {'->'} {finding.advice}")
+                show(f"  {'':<{width}}  -> {finding.advice}")
         show("Everything that is needed is there." if is_fit else "Lines with ! need a remedy.")
     if not is_fit:
         raise typer.Exit(1)

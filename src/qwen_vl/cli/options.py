@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="Folder or hub name of the checkpoint [default: the bundled nano]")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps [default: a GPU if there is one]")]
-Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, float16 [default: float32 on a CPU, 16 bits on a GPU]")]
+Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, float16 [default: float32 on a CPU, 16 bits on a GPU and for Int4]")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Make sampling repeatable [default: by chance, where the checkpoint samples]")]
 MaxNewTokens = Annotated[int | None, typer.Option("--max-new-tokens", metavar="N", help="Longest answer in tokens [default: the checkpoint's own]")]
 Temperature = Annotated[float | None, typer.Option("--temperature", help="0 for the most likely answer [default: the checkpoint's own]")]
