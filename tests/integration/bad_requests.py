@@ -17,6 +17,7 @@ from tests.integration import bad_pictures as pictures
 from tests.integration.serving import KEY
 
 CHAT = "/v1/chat/completions"
+GENERATION = "/api/v1/services/aigc/multimodal-generation/generation"
 MIB = 2**20
 JSON = {"Content-Type": "application/json"}
 
@@ -189,7 +190,7 @@ def keys() -> list[Probe]:
             {"Authorization": value}
             for value in ("Bearer wrong", "Bearer", "Bearer ", f"Bearer {KEY} x", KEY, "Basic dGVzdA==", f"Bearer {KEY[:-1]}", f"Bearer {KEY}x")
         ),
-        {"Authorization": "Bearer " + "x" * 50_000},
+        *({"Authorization": "Bearer " + "x" * length} for length in (50_000, MIB)),
         {"Authorization": "Bearer \xff\xfe"},
         {"X-API-Key": "wrong"},
     ]
@@ -265,7 +266,7 @@ def odd_orders() -> list[Probe]:
 
 @case("B18")
 def many_messages() -> list[Probe]:
-    return [probe(ask(messages=[{"role": "user", "content": "a"}] * 10_000), 400, param="messages")]
+    return [probe(ask(messages=[{"role": "user", "content": "a"}] * 10_000), 400, "context_length_exceeded", param="messages")]
 
 
 @case("B19")
@@ -387,6 +388,8 @@ def not_supported() -> list[Probe]:
         {"tools": "f"},
         {"tools": [{"type": "function"}]},
         {"tool_choice": 5},
+        {"response_format": {"type": "json_object"}, "stop": ["}"]},
+        {"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]},
     ]
     return [*(probe(ask(**each), 400) for each in fields), probe(ask(tools=[tool], stream=True), {200, 400})]
 
@@ -524,6 +527,21 @@ def too_many_pictures() -> list[Probe]:
         probe(ask(messages=said), 400),
         probe(ask(messages=[{"role": "system", "content": [good]}, {"role": "user", "content": "b"}]), 400),
         probe(ask(messages=[{"role": "user", "content": [good] * 5}, {"role": "user", "content": [*[good] * 5, text()]}]), 400),
+    ]
+
+
+@case("B54b")
+def too_many_parts() -> list[Probe]:
+    parts, pieces = [text("")] * 20_000, [{"text": ""}] * 20_000
+    counts = {"too_many_parts", "too_many_fields"}
+    half = [{"role": "user", "content": [text("a")] * 600}] * 2
+    return [
+        probe(ask(*parts), 400, counts),
+        probe({"model": "nano", "prompt": parts}, 400, counts, path="/v1/completions"),
+        probe({"model": "nano", "input": {"messages": [{"role": "user", "content": pieces}]}}, 400, path=GENERATION),
+        probe(ask(messages=half), 400, "too_many_parts", param="messages"),
+        *(probe(ask(**{name: [5] * MIB}), 400, "invalid_value", param=name) for name in ("stop", "tools", "functions")),
+        probe(ask(**{f"x{number}": 1 for number in range(100_000)}), 400, "too_many_fields"),
     ]
 
 

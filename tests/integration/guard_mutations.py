@@ -91,6 +91,7 @@ MUTATIONS: dict[str, Mutation] = {
     "fields of a form": (put("serving.forms", "MAX_FIELDS", 10**6), FORMS),
     "head of a field": (put("serving.forms", "MAX_HEAD_BYTES", 10**6), FORMS),
     "keys": (put("serving.security", "KeyRing.owner", lambda *_: "anybody"), GUARD),
+    "number of headers": (put("serving.security", "MAX_HEADERS", 10**6), GUARD),
     "name of the server": (put("serving.security", "Guard._check_host", nothing), GUARD),
     "length of a body": (put("serving.security", "Guard._check_length", nothing), GUARD),
     "doubled keys": (put("serving.body", "_Objects.make", lambda _, pairs: dict(pairs)), BODY),

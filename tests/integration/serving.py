@@ -254,6 +254,17 @@ def start_server(
         process.wait(DEADLINE_S)
 
 
+@contextlib.contextmanager
+def start_scripted(folder: Path) -> Iterator[tuple[Server, Callable[[list[int]], Any]]]:
+    """Run a server whose model writes what it is told to; the second is given the tokens of all answers from then on, none for its own."""
+    script, names = folder / "script.json", folder / "names.json"
+    script.write_text("[]")
+    names.write_text("{}")
+    program = (str(Path(__file__).with_name("altered_server.py")),)
+    with start_server(folder, program=program, env={"NAMES": str(names), "SCRIPT": str(script)}) as server:
+        yield server, lambda ids: script.write_text(json.dumps(ids))
+
+
 class Invariants:
     """I1 to I8, around each case. Use it once for a server, and call it around each case."""
 
@@ -281,23 +292,24 @@ class Invariants:
         return self.server.memory_bytes - self.first_bytes
 
     @contextlib.contextmanager
-    def __call__(self, *, limit_s: float = 30.0, max_peak_bytes: int = MAX_PEAK_BYTES) -> Iterator[None]:
+    def __call__(self, *, limit_s: float = 30.0, max_peak_bytes: int = MAX_PEAK_BYTES) -> Iterator["Watch"]:
         """Check all invariants around a case. Args: limit_s: how long it may take, with room for a busy machine."""
         server = self.server
         server.wait_idle()
         num_files, num_threads, before_bytes, log_start = server.num_files, server.num_threads, server.memory_bytes, len(server.log)
         server.forget_peak()
-        watch = _Watch(self)
+        watch = Watch(self)
         watch.start()
         started_s = time.monotonic()
         try:
-            yield
+            yield watch
             assert time.monotonic() - started_s < limit_s, "I1: the case took too long"
         finally:
             watch.stop()
         assert server.process.poll() is None, f"the server has ended:\n{server.log[-2000:]}"
         assert set(watch.canaries) == {self.solo}, "I4: the canary differs from its solo run"
         assert not watch.failures, f"I4, I8: {watch.failures}"
+        assert watch.worst_s < MAX_HEALTH_S, f"I8: /health took {watch.worst_s:.1f} s"
         good = server.ask("Who are you?")
         assert good.status_code == 200, f"I5: {good.text}"
         server.wait_idle()  # I6, the requests
@@ -315,6 +327,7 @@ class Invariants:
         assert not LEAKS.search(response.text), f"I3: {response.text}"
 
 
+MAX_HEALTH_S = 3.0  # a load balancer's patience; a tenth of it on a machine of its own
 MAX_NEW_THREADS = 8  # pools fill up to their size
 
 
@@ -324,29 +337,44 @@ def check_silent(log: str) -> None:
     assert not (found := LEAKS.search(log)), f"I3: {found} in the log: {log[-1000:]}"
 
 
-class _Watch(threading.Thread):
+class Watch:
     """Streams the canary and asks after the health, again and again, beside a case."""
 
     def __init__(self, hold: Invariants) -> None:
-        super().__init__(daemon=True)
         self.hold = hold
         self.canaries: list[str] = []
         self.failures: list[str] = []
+        self.worst_s = 0.0  # that an answer of /health took
         self._is_over = threading.Event()
+        self._threads = [threading.Thread(target=self._repeat, args=(look,), daemon=True) for look in (self._see_canary, self._see_health)]
 
-    def run(self) -> None:
-        """Watch until told to stop, once at least."""
+    def _see_canary(self) -> None:
+        self.canaries.append(self.hold._canary())
+
+    def _see_health(self) -> None:
+        started_s = time.monotonic()
+        health = self.hold.server.health
+        self.worst_s = max(self.worst_s, time.monotonic() - started_s)
+        assert health == 200, f"/health gave {health}"
+        self._is_over.wait(0.1)
+
+    def _repeat(self, look: Callable[[], None]) -> None:
+        """Look until told to stop, once at least."""
         while True:
             try:
-                self.canaries.append(self.hold._canary())
-                if (health := self.hold.server.health) != 200:
-                    self.failures.append(f"/health gave {health}")
+                look()
             except Exception as error:  # noqa: BLE001  it is told by whoever stops the watch
                 self.failures.append(f"{type(error).__name__}: {error}")
             if self._is_over.is_set():
                 return
 
+    def start(self) -> None:
+        """Begin."""
+        for thread in self._threads:
+            thread.start()
+
     def stop(self) -> None:
         """Wait for the canary that flies."""
         self._is_over.set()
-        self.join(DEADLINE_S)
+        for thread in self._threads:
+            thread.join(DEADLINE_S)

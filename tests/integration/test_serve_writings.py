@@ -3,18 +3,15 @@
 The parser alone is tests/unit/grounding, decoding alone tests/unit/processing; here both protocols, streams and whole answers.
 """
 
-import json
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from qwen_vl.api.loading import BUNDLED
 from qwen_vl.processing.tokenization import QWenTokenizer
-from tests.integration.serving import Invariants, Server, picture_uri, shown, start_server, text_of
+from tests.integration.serving import Invariants, Server, picture_uri, shown, start_scripted, text_of
 
-ALTERED = (str(Path(__file__).with_name("altered_server.py")),)
 DASHSCOPE = "/api/v1/services/aigc/multimodal-generation/generation"
 
 
@@ -26,13 +23,13 @@ def tokenizer() -> QWenTokenizer:
 class Scripted:
     """A server whose model writes what it is told to."""
 
-    def __init__(self, server: Server, script: Path) -> None:
-        self.server, self._script = server, script
+    def __init__(self, server: Server, write: Callable[[list[int]], Any]) -> None:
+        self.server, self._write = server, write
         self.hold = Invariants(server)
 
     def tell(self, ids: list[int]) -> dict[str, Any]:
         """Return the choice of an answer that consists of these tokens; told whole, as a stream and by DashScope it is the same."""
-        self._script.write_text(json.dumps(ids))
+        self._write(ids)
         try:
             fields: dict[str, Any] = {"max_tokens": len(ids), "temperature": 0}
             content = shown("Find the dog.", picture_uri())
@@ -41,7 +38,7 @@ class Scripted:
             asked = {"model": "nano", "input": {"messages": [{"role": "user", "content": [{"text": "hi"}]}]}, "parameters": fields}
             other = self.server.post(DASHSCOPE, json=asked)
         finally:
-            self._script.write_text("[]")
+            self._write([])
         assert whole.status_code == other.status_code == 200, (whole.text, other.text)
         assert events[-1] == {"done": True} and "error" not in events[-2]
         [choice] = whole.json()["choices"]
@@ -52,12 +49,8 @@ class Scripted:
 
 @pytest.fixture(scope="module")
 def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
-    folder = tmp_path_factory.mktemp("scripted")
-    script, names = folder / "script.json", folder / "names.json"
-    script.write_text("[]")
-    names.write_text("{}")
-    with start_server(folder, program=ALTERED, env={"NAMES": str(names), "SCRIPT": str(script)}) as server:
-        yield Scripted(server, script)
+    with start_scripted(tmp_path_factory.mktemp("scripted")) as (server, write):
+        yield Scripted(server, write)
 
 
 def test_b81_every_special_token_alone_and_unclosed(scripted: Scripted, tokenizer: QWenTokenizer) -> None:

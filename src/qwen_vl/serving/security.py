@@ -30,6 +30,7 @@ SIGNED_UPLOAD = re.compile(r"/api/v1/uploads/[A-Za-z0-9_-]+")  # by POST: a perm
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 LINGER_S = 1.0  # reading on after a refusal, so that the client gets to read the answer
 MAX_KEY_BYTES = 4096
+MAX_HEADERS = 100  # uvicorn bounds their length, not their number
 
 
 def read_keys(path: Path | None, environment: str | None) -> tuple[str, ...]:
@@ -122,6 +123,8 @@ class Guard:
             return
         headers = Headers(scope=scope)
         try:
+            if len(scope["headers"]) > MAX_HEADERS:
+                raise ServeError(431, "too_many_headers", f"A request may have at most {MAX_HEADERS} headers.")
             self._check_host(headers)
             scope.setdefault("state", {})["owner"] = self._owner(scope, headers)
             self._check_length(headers)

@@ -71,6 +71,12 @@ def test_each_key_opens_and_has_an_owner_of_its_own() -> None:
     assert call(KEYED, authorization=f"Basic {basic}")[1] in owners
 
 
+def test_headers_are_counted() -> None:
+    assert call(KEYED, authorization="Bearer first-key", **{f"x{number}": "1" for number in range(98)})[0] == 200
+    status, body, _ = call(KEYED, authorization="Bearer first-key", **{f"x{number}": "1" for number in range(99)})
+    assert status == 431 and "too_many_headers" in body
+
+
 def test_the_names_of_owners_are_those_of_one_process() -> None:
     """A name stands in the addresses of uploads: without the process's secret no key can be tried on it."""
     one, other = KeyRing(["first-key"]), KeyRing(["first-key"])
