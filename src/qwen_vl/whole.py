@@ -6,16 +6,19 @@ with whole_folder(Path("merged")) as work:
     ...  # write files into work; when the block ends, work becomes merged
 """
 
+import hashlib
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from qwen_vl.errors import cannot_write
+from qwen_vl.lock import start_time
 
 
 @contextmanager
@@ -53,19 +56,25 @@ def sweep_parts(folder: Path) -> None:
 def whole_folder(out: Path) -> Iterator[Path]:
     """Give a folder to write into that becomes `out` when all is written and flushed, and of which nothing is left otherwise.
 
-    A folder that `out` was before stays until the new one is whole, and comes back if the new one cannot take its place.
+    A folder that `out` was before stays until the new one is whole, and comes back if the new one cannot take its place. What a killed writer left
+    beside `out` is removed at the beginning. Whatever the system refuses in the block is told as if it was about `out`: read from elsewhere before.
     Raises: ConfigError or DiskError if it cannot be written.
     """
     place = out.resolve()  # of a link, what it points to; "." has no name of its own
-    work, old = (place.with_name(f".{place.name}.{word}{os.getpid()}") for word in ("part", "old"))
+    work, old = place.with_name(f".{place.name}.part{os.getpid()}"), _old(place)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
+        put_back(place)
+        for left in place.parent.glob(f".{escape(place.name)}.part*"):
+            if re.fullmatch(r"\d+", pid := left.name.removeprefix(f".{place.name}.part")) and start_time(int(pid)) is None:
+                shutil.rmtree(left, ignore_errors=True)
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         yield work
         for path in (*work.rglob("*"), work):
             flush(path)
         if place.exists():
+            shutil.rmtree(old, ignore_errors=True)
             place.rename(old)
         work.rename(place)
         flush(place.parent)
@@ -76,10 +85,22 @@ def whole_folder(out: Path) -> Iterator[Path]:
         raise cannot_write(out, found, "Name another folder, or make room.") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
-        if place.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        elif old.exists():
-            old.rename(place)
+        put_back(place)
+
+
+def put_back(out: Path) -> None:
+    """Undo a replacement of `out` that was cut between its two renames, so that whoever asks whether `out` is free sees what is in it."""
+    place = out.resolve()
+    old = _old(place)
+    if place.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    elif old.exists():
+        old.rename(place)
+
+
+def _old(place: Path) -> Path:
+    """Return where a folder waits while its successor takes its place: a name without a process, as another one looks for it after a kill."""
+    return place.with_name(f".{place.name}.old")
 
 
 def system_error(error: Exception) -> OSError | None:
@@ -88,6 +109,12 @@ def system_error(error: Exception) -> OSError | None:
         return error
     found = re.search(r"os error (\d+)", str(error))
     return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
+
+
+def digest_file(path: Path) -> str:
+    """Return the sha256 of a file's content, as 64 digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def flush(path: Path) -> None:

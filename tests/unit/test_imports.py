@@ -20,7 +20,8 @@ LEAVES = {"grounding", "prompt", "picturebook", "processing", "modeling"}
 TABLE: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
     "lock": (set(), set()),
-    "whole": (set(), {"safetensors"}),
+    "whole": ({"lock"}, {"safetensors"}),
+    "surroundings": (set(), {"torch"}),
     "checkpoint_facts": ({"modeling"}, set()),
     "_register": ({"modeling", "processing", "quantization"}, {"transformers"}),
     "__main__": ({"cli"}, set()),
@@ -36,11 +37,11 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "transformers", "huggingface_hub", "PIL"},
     ),
     "training": (
-        {"lock", "whole", "processing", "prompt", "grounding", "modeling", "quantization", "picturebook"},
+        {"lock", "whole", "surroundings", "processing", "prompt", "grounding", "modeling", "quantization", "picturebook"},
         {"torch", "transformers", "tokenizers", "peft", "accelerate", "deepspeed", "tensorboard", "matplotlib", "safetensors", "numpy", "PIL"},
     ),
-    "evaluation": (LEAVES | {"api", "lock", "whole"}, {"torch", "numpy", "PIL", "rapidfuzz", "openai"}),
-    "profiling": ({"modeling", "engine", "quantization", "api"}, {"torch", "transformers"}),
+    "evaluation": (LEAVES | {"api", "lock", "whole", "surroundings"}, {"torch", "numpy", "PIL", "rapidfuzz", "openai"}),
+    "profiling": ({"surroundings", "modeling", "engine", "quantization", "api"}, {"torch", "transformers"}),
     "serving": (LEAVES | {"api"}, {"torch", "fastapi", "starlette", "anyio", "uvicorn", "pydantic", "prometheus_client", "gradio", "ray", "PIL"}),
 }
 FREE = {"cli"}  # may import anything, but only inside its functions

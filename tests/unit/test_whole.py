@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,28 @@ def test_the_earlier_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_
     with pytest.raises(ConfigError, match="Permission denied"):
         fill(tmp_path / "out")
     assert (tmp_path / "out" / "below" / "file").read_text() == "old" and os.listdir(tmp_path) == ["out"]
+
+
+def test_a_kill_between_the_renames_hides_no_folder_for_good(tmp_path: Path) -> None:
+    killed = (
+        "import os, sys; from pathlib import Path; from qwen_vl.whole import whole_folder\n"
+        "rename = Path.rename\n"
+        "Path.rename = lambda self, target: os._exit(9) if '.part' in self.name else rename(self, target)\n"
+        "with whole_folder(Path(sys.argv[1])) as work: (work / 'half').touch()"
+    )
+    fill(tmp_path / "out", "old")
+    assert subprocess.run([sys.executable, "-c", killed, str(tmp_path / "out")], check=False).returncode == 9
+    assert not (tmp_path / "out").exists() and len(os.listdir(tmp_path)) == 2
+    with pytest.raises(KeyError), whole_folder(tmp_path / "out"):
+        raise KeyError
+    assert (tmp_path / "out" / "below" / "file").read_text() == "old" and os.listdir(tmp_path) == ["out"]
+
+
+def test_the_folder_that_another_process_is_writing_stays(tmp_path: Path) -> None:
+    other = tmp_path / f".out.part{os.getppid()}"
+    other.mkdir()
+    fill(tmp_path / "out")
+    assert other.exists()
 
 
 def test_files_are_flushed_before_the_folder_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

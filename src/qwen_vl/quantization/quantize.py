@@ -75,8 +75,8 @@ def quantize(
         raise ConfigError(f"method={method!r} is none of {', '.join(METHODS)}.")
     if method == GPTQ and samples is None:
         raise ConfigError("GPTQ needs samples to calibrate on.")
-    check_free(out, model, is_forced=is_forced)
     put_back(out)
+    check_free(out, model, is_forced=is_forced)
     source = DenseModel(model, settings.group_size, device)
     report = report or (lambda progress: None)
     own = {"method": method, **asdict(settings), "model": source.digest(report)}

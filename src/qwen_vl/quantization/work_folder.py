@@ -1,9 +1,7 @@
 """The folder beside the one that is to be made: finished blocks, after which a run that was cut goes on, and the new folder until it is whole."""
 
-import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,12 +12,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from qwen_vl.errors import ConfigError, cannot_write
-from qwen_vl.whole import flush
+from qwen_vl.whole import digest_file, flush, sweep_parts, whole_file
 
 from .dense import block_prefix
 
 MANIFEST, BLOCKS, FOLDER, OLD = "manifest.json", "blocks", "folder", "old"
-OWN_NAMES = {MANIFEST, f"{MANIFEST}.tmp", BLOCKS, FOLDER, OLD}
+OWN_NAMES = {MANIFEST, BLOCKS, FOLDER, OLD}
 DIGEST_LENGTH = 64  # characters of a hash, which says nothing to people
 
 logger = logging.getLogger(__name__)
@@ -35,6 +33,7 @@ class WorkFolder:
 
     def __init__(self, folder: Path, fingerprint: Mapping[str, Any], *, is_forced: bool) -> None:
         self.folder, self.is_forced = folder, is_forced
+        self.given: dict[str, Any] = {}  # what this run is made with, as far as it is known; the fingerprint has what is known of an earlier one, too
         self.fingerprint: dict[str, Any] = {}
         self.finished: list[dict[str, Any]] = []
         found = self._read_manifest()
@@ -53,9 +52,10 @@ class WorkFolder:
             known, given = (str(values[name]) for values in (self.fingerprint, more))
             shown = f" ({given}; it was {known})" if len(known) < DIGEST_LENGTH else ""
             raise ConfigError(f"{self.folder} was begun with another {name}{shown}. Go on with the same, or add --force to begin anew.")
+        self.given |= more
         if differing:
             self._begin()
-        self.fingerprint |= more
+        self.fingerprint |= self.given
         self._write_manifest()
 
     def path(self, index: int) -> Path:
@@ -66,7 +66,7 @@ class WorkFolder:
         """Keep a finished block: its file first, then its line in the manifest."""
         path = self.path(index)
         _write(path, save(dict(tensors), metadata={"format": "pt"}))
-        self.finished.append({"sha256": _digest(path), "errors": dict(errors)})
+        self.finished.append({"sha256": digest_file(path), "errors": dict(errors)})
         self._write_manifest()
 
     def read(self, index: int) -> dict[str, Tensor]:
@@ -87,21 +87,23 @@ class WorkFolder:
         remove_if_empty(self.folder)
 
     def _begin(self) -> None:
+        """Begin anew: nothing of what an earlier run was made with holds for this one."""
         self._clear()
-        self.finished.clear()
+        self.fingerprint, self.finished = {}, []
         (self.folder / BLOCKS).mkdir(parents=True, exist_ok=True)
 
     def _drop_damaged(self) -> None:
         """Forget the first block whose file is not whole, and those after it: they are made again."""
         for index, block in enumerate(self.finished):
             path = self.path(index)
-            if not path.is_file() or _digest(path) != block["sha256"]:
+            if not path.is_file() or digest_file(path) != block["sha256"]:
                 logger.warning("%s is damaged: blocks from %d on are made again", path, index + 1)
                 del self.finished[index:]
                 return
 
     def _clear(self) -> None:
         """Remove all that runs leave behind, but for a lock. Raises: ConfigError if there is anything else."""
+        sweep_parts(self.folder)
         found = [path for path in self.folder.glob("*") if not path.name.startswith(".")]
         foreign = [path.name for path in found if path.name not in OWN_NAMES]
         if foreign:
@@ -166,16 +168,7 @@ def writing(out: Path) -> Iterator[None]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Write a file, whole or not at all, and its name too outlives a loss of power."""
+    with whole_file(path, is_flushed=True) as work:
+        work.write_bytes(content)
     flush(path.parent)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,7 +10,6 @@ its name. Whatever moment a kill or a full disk chooses, there is either no such
 """
 
 import errno
-import hashlib
 import json
 import logging
 import re
@@ -23,7 +22,7 @@ from typing import Literal
 from safetensors import SafetensorError
 
 from qwen_vl.errors import CheckpointError, DiskError
-from qwen_vl.whole import flush, sweep_parts, system_error
+from qwen_vl.whole import digest_file, flush, sweep_parts, system_error
 
 MANIFEST = "manifest.json"
 ASIDE = "discarded-"  # before the name of a checkpoint that a resumed run has left
@@ -74,7 +73,7 @@ def finish_checkpoint(out: Path, step: int) -> Path:
     files = sorted(path for path in work.rglob("*") if path.is_file())
     for path in files:
         flush(path)
-    manifest = {path.relative_to(work).as_posix(): _digest(path) for path in files}
+    manifest = {path.relative_to(work).as_posix(): digest_file(path) for path in files}
     (work / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for path in (work / MANIFEST, *(path for path in work.rglob("*") if path.is_dir()), work):
         flush(path)
@@ -103,16 +102,6 @@ def set_aside(out: Path, after_step: int) -> None:
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
             logger.warning("%s is newer than the step this run goes on from; it is now %s", folder, aside.name)
-
-
-def replace_folder(work: Path, folder: Path) -> None:
-    """Put the finished folder `work` in the place of `folder`. At every moment one of `folder` and `folder.old` is whole."""
-    old = folder.with_name(folder.name + ".old")
-    if folder.exists():  # else a kill came between the renames, and `old` is all there is
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    work.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def find_checkpoint(out: Path, which: Literal["latest", "latest-valid"] | Path) -> Path | None:
@@ -150,7 +139,7 @@ def verify(folder: Path) -> None:
     for name, digest in manifest.items():
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} lacks {name}: the checkpoint is damaged.")
-        if _digest(folder / name) != digest:
+        if digest_file(folder / name) != digest:
             raise CheckpointError(f"{folder / name} is damaged: its hash is not the manifest's.")
 
 
@@ -176,8 +165,3 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
     folder.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

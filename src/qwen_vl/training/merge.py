@@ -4,7 +4,6 @@ merge_adapter(Path("adapter"), Path("merged"))                                  
 merge_adapter(Path("adapter"), Path("merged"), Path("Qwen-VL-Chat-Int4"))             # a dense model of the Int4 base's weights
 """
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from qwen_vl.modeling.folder import check_is_folder, find_companions, read_folde
 from qwen_vl.modeling.loading import PRECISIONS
 from qwen_vl.modeling.model import QWenLMHeadModel
 from qwen_vl.quantization.loading import register_quantization
-from qwen_vl.whole import whole_folder
+from qwen_vl.whole import put_back, whole_folder
 
 from .adapters import load_adapter, read_adapter_config
 
@@ -44,11 +43,12 @@ def merge_adapter(adapter: Path, out: Path, model: Path | None = None, dtype: st
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}. Use {', '.join(DTYPES)}.")
     merged = merge(adapter, base, _stored_dtype(base) if dtype is None else DTYPES[dtype])
+    companions = _read_companions(base)
     with whole_folder(out) as work:
         merged.save_pretrained(work, max_shard_size=MAX_SHARD_SIZE)
         (work / "generation_config.json").unlink(missing_ok=True)
-        for file in find_companions(base):
-            shutil.copyfile(file, work / file.name)
+        for name, content in companions.items():
+            (work / name).write_bytes(content)
     return out
 
 
@@ -78,6 +78,7 @@ def merge(adapter: Path, base: Path, dtype: torch.dtype) -> QWenLMHeadModel:
 
 def check_free(out: Path, base: Path, adapter: Path, *, is_forced: bool) -> None:
     """Raise: ConfigError if `out` may not be written."""
+    put_back(out)
     if any(out.resolve() == place.resolve() for place in (base, adapter)):
         raise ConfigError(f"{out} is the base model or the adapter itself. Name another folder.")
     if out.is_file():
@@ -89,6 +90,14 @@ def check_free(out: Path, base: Path, adapter: Path, *, is_forced: bool) -> None
         raise ConfigError(f"{out} is not empty. Add --force to replace it, or name another folder.")
     if held and not (out / "config.json").is_file() or any(path.is_dir() for path in held):
         raise ConfigError(f"{out} is more than a model folder, and all of it would be replaced. Name another folder.")
+
+
+def _read_companions(base: Path) -> dict[str, bytes]:
+    """Return the small files beside a model's weights, by name. Raises: CheckpointError for one that cannot be read."""
+    try:
+        return {file.name: file.read_bytes() for file in find_companions(base)}
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or base} cannot be read: {error.strerror}. Fetch it again.") from error
 
 
 def _stored_dtype(base: Path) -> torch.dtype:

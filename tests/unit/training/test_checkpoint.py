@@ -16,7 +16,6 @@ from qwen_vl.training.checkpoint import (
     find_checkpoint,
     finish_checkpoint,
     list_checkpoints,
-    replace_folder,
     rotate,
     set_aside,
     start_checkpoint,
@@ -140,19 +139,3 @@ def test_files_are_flushed_before_the_folder_has_its_name(tmp_path: Path) -> Non
     with mock.patch.object(checkpoint, "flush", lambda path: flushed.append(path.name)):
         write(tmp_path, 5)
     assert flushed == ["model.bin", "optimizer-0.bin", MANIFEST, "trainer", ".checkpoint-5.tmp", tmp_path.name]
-
-
-def test_the_only_folder_is_never_deleted_before_its_successor_stands(tmp_path: Path) -> None:
-    old, work = tmp_path / "model.old", tmp_path / "model.tmp"
-    for folder in (old, work):
-        folder.mkdir()
-    moments: list[bool] = []
-    rename = Path.rename
-
-    def watched(self: Path, target: Path) -> Path:
-        moments.append(old.exists())
-        return rename(self, target)
-
-    with mock.patch.object(Path, "rename", watched):
-        replace_folder(work, tmp_path / "model")
-    assert moments == [True] and (tmp_path / "model").exists() and not old.exists()

@@ -4,7 +4,6 @@ import errno
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -124,6 +123,31 @@ def test_a_run_is_not_replaced_by_what_is_merged_from_its_checkpoint(base: Path,
     assert checkpoint.is_dir()
 
 
+def test_a_file_of_the_base_that_cannot_be_read_is_no_fault_of_the_new_folder(
+    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Path.read_bytes
+
+    def fail(self: Path) -> bytes:
+        if self.name == "generation_config.json":
+            raise OSError(errno.EIO, "Input/output error", str(self))
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(CheckpointError, match=r"generation_config\.json cannot be read: Input/output error"):
+        merge_adapter(adapter, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_what_a_kill_hid_is_not_replaced_without_force(adapter: Path, tmp_path: Path) -> None:
+    hidden = tmp_path / ".merged.old"
+    hidden.mkdir()
+    (hidden / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="--force"):
+        merge_adapter(adapter, tmp_path / "merged")
+    assert (tmp_path / "merged" / "config.json").exists()
+
+
 @pytest.mark.parametrize("place", ["base", "adapter"])
 def test_what_it_is_made_of_is_never_replaced(base: Path, adapter: Path, place: str) -> None:
     with pytest.raises(ConfigError, match="Name another folder"):
@@ -134,10 +158,10 @@ def test_a_full_disk_leaves_what_was_there(base: Path, adapter: Path, tmp_path: 
     out = merge_adapter(adapter, tmp_path / "merged")
     before = {path.name: path.read_bytes() for path in out.iterdir()}
 
-    def fail(*args: Any, **kwargs: Any) -> None:
+    def fail(self: Path, content: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(shutil, "copyfile", fail)
+    monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(DiskError, match="No space left"):
         merge_adapter(adapter, out, is_forced=True)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before

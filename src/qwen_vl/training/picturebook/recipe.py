@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qwen_vl.errors import ConfigError
+from qwen_vl.picturebook.pictures import ALL_TASK_NAMES
 
 PARTS = ("visual", "resampler", "language", "symbols", "heads", "letters")
 OBJECTIVES = ("labels", "symbols", "imitate", "answers")
+NOT_NEGATIVE = ("min_learning_rate", "warmup_steps", "weight_decay", "clip", "label_weight", "mention_weight", "letter_weight", "first_seed")
 T = TypeVar("T")
 
 
@@ -67,10 +69,10 @@ class StageRecipe:
     num_questions: int = 100  # at most so many about a scene; fewer questions, more scenes
     label_weight: float = 0.0  # of the cells' labels beside the answers
     mention_weight: float = 0.0  # of what tokens that name a thing know about it
-    two_picture_share: float = 0.06  # of lessons
+    two_picture_share: float = 0.06  # of the lessons with pictures
     compare_rounds: int = 1  # of questions about two pictures; after the first, those with short answers alone
-    talk_share: float = 0.03  # of lessons without a picture
-    tasks: tuple[str, ...] = ()  # names of the tasks asked; empty: all
+    talk_share: float = 0.03  # of lessons: those without a picture
+    tasks: tuple[str, ...] = ()  # names of those asked about one picture; empty: all. The two shares above have tasks of their own
     dialogue: bool = False  # the questions of a lesson are the turns of one conversation, each seeing those before it
     first_seed: int = 0  # scenes of step s begin at first_seed + s * batch
     page_share: float = 0.0  # of the lessons about one picture: charts and receipts
@@ -93,12 +95,21 @@ class StageRecipe:
             raise ConfigError(
                 f"stage {self.name}: objective {self.objective!r} has no pages, no strange pictures and no letters: symbols are of scenes"
             )
-        unknown = set(self.train) - set(PARTS)
-        if unknown or not self.train:
+        for name in ("two_picture_share", "talk_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"stage {self.name}: {name}={getattr(self, name)} must be a share, from 0 to 1")
+        if unknown := [name for name in self.tasks if name not in ALL_TASK_NAMES]:
+            raise ConfigError(f"stage {self.name}: tasks names {unknown[0]!r}, which is none of {', '.join(ALL_TASK_NAMES)}")
+        if set(self.train) - set(PARTS) or not self.train:
             raise ConfigError(f"stage {self.name}: train={list(self.train)} must name parts of {', '.join(PARTS)}")
         for name in ("steps", "batch", "learning_rate", "max_tokens", "num_questions", "compare_rounds"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"stage {self.name}: {name}={getattr(self, name)} must be positive")
+        for name in NOT_NEGATIVE:
+            if getattr(self, name) < 0:
+                raise ConfigError(f"stage {self.name}: {name}={getattr(self, name)} must not be negative")
+        if not 0 < self.beta2 < 1:
+            raise ConfigError(f"stage {self.name}: beta2={self.beta2} must lie between 0 and 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,13 +159,16 @@ def _check_type(place: str, key: str, value: object, kind: Any) -> None:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     fits = {
         int: is_number and isinstance(value, int),
+        int | None: is_number and isinstance(value, int),  # a file cannot say None
         float: is_number,
         str: isinstance(value, str),
         bool: isinstance(value, bool),
         tuple[str, ...]: isinstance(value, list) and all(isinstance(each, str) for each in value),
     }
     if not fits.get(kind, True):
-        name = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}.get(kind, "a list of texts")
+        name = {int: "a whole number", int | None: "a whole number", float: "a number", str: "a text", bool: "true or false"}.get(
+            kind, "a list of texts"
+        )
         raise ConfigError(f"{place}: {key}={value!r} must be {name}")
 
 

@@ -11,19 +11,21 @@ import math
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
-from qwen_vl.errors import ConfigError
+from qwen_vl.errors import ConfigError, cannot_write
+from qwen_vl.lock import hold_folder
 from qwen_vl.modeling.model import QWenLMHeadModel
 from qwen_vl.processing.resolution import Resolution
 from qwen_vl.processing.tokenization import QWenTokenizer
+from qwen_vl.surroundings import find_versions
+from qwen_vl.whole import whole_file, whole_folder
 
-from ..checkpoint import find_checkpoint, replace_folder
+from ..checkpoint import find_checkpoint
 from ..metrics import Row
 from ..strategy.base import Batch, load_weights
 from ..strategy.single import SingleStrategy
@@ -39,6 +41,8 @@ SAVE_SECONDS = 120.0
 YOUNGER = frozenset({"page_share", "strange_share", "sign_share", "small_sign_share", "shape_share", "letter_weight", "compare_rounds"})
 # What may differ when a stage goes on: how long and how fast, not what it sees and learns.
 MAY_CHANGE = frozenset({"steps", "learning_rate", "min_learning_rate", "warmup_steps", "weight_decay", "beta2", "clip"})
+VERSIONS_OF = ("qwen-vl", "torch", "transformers", "tokenizers", "pillow", "numpy")
+TOKENIZER = "tokenizer"
 START = "start"  # folder of the run with the checkpoint that it goes on from
 LOG_STEPS = 50
 NUM_WORKERS = 1  # processes that draw the next pictures
@@ -94,7 +98,7 @@ def export_latest(recipe_path: Path, out: Path, folder: Path) -> Path:
     found = {stage.name: find_checkpoint(out / "stages" / stage.name, "latest") for stage in recipe.stages}
     if not any(found.values()):
         raise ConfigError(f"{out} has no checkpoint of a stage of {recipe_path}; train it first")
-    tokenizer = QWenTokenizer.from_pretrained(out / (START if recipe.model is None else "tokenizer"))
+    tokenizer = _read_tokenizer(recipe, out)
     pupil = Pupil(_make_model(recipe, tokenizer, out))
     for stage in recipe.stages:
         done = found[stage.name]
@@ -113,23 +117,35 @@ def _prepare(recipe: Recipe, recipe_path: Path, out: Path) -> QWenTokenizer:
             raise ConfigError(f"{out} was begun with another model, start, max_patches or seed; choose another --out, or delete it")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        kept.write_bytes(recipe_path.read_bytes())
-        (out / "versions.json").write_text(json.dumps(versions(), indent=1) + "\n", encoding="utf-8")
-        if recipe.start and not (out / START).exists():  # a copy: what the run goes on from must not change under it
-            folder = recipe_path.parent / recipe.start
-            if not (folder / "config.json").is_file():
-                raise ConfigError(f"{recipe_path}: start={recipe.start!r} is no folder of a checkpoint; it is looked for as {folder}")
-            copy = out / (START + ".tmp")
-            shutil.rmtree(copy, ignore_errors=True)
-            shutil.copytree(folder, copy)
-            replace_folder(copy, out / START)
+        with hold_folder(out):  # of two runs that begin together one prepares; stages hold their own folders
+            with whole_file(kept) as work:
+                work.write_bytes(recipe_path.read_bytes())
+            with whole_file(out / "versions.json") as work:
+                work.write_text(json.dumps(find_versions(*VERSIONS_OF), indent=1) + "\n", encoding="utf-8")
+            if recipe.model is None:
+                _copy_start(recipe, recipe_path, out)
+            elif not (out / TOKENIZER / "tokenizer_config.json").exists():  # its last file
+                with whole_folder(out / TOKENIZER) as work:
+                    make_tokenizer(recipe.model, work)
     except OSError as error:
-        raise ConfigError(f"{out} cannot be written: {error.strerror}; choose another --out") from error
-    if recipe.model is None:
-        return QWenTokenizer.from_pretrained(out / START)
-    if (out / "tokenizer" / "qwen.tiktoken").exists():
-        return QWenTokenizer.from_pretrained(out / "tokenizer")
-    return make_tokenizer(recipe.model, out / "tokenizer")
+        raise cannot_write(out, error, "Choose another --out, or make room.") from error
+    return _read_tokenizer(recipe, out)
+
+
+def _copy_start(recipe: Recipe, recipe_path: Path, out: Path) -> None:
+    """Copy the checkpoint that the run goes on from, once: it must not change under it. Raises: ConfigError if there is none."""
+    if (out / START).exists():
+        return
+    folder = recipe_path.parent / recipe.start
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"{recipe_path}: start={recipe.start!r} is no folder of a checkpoint; it is looked for as {folder}")
+    with whole_folder(out / START) as work:
+        shutil.copytree(folder, work, dirs_exist_ok=True)
+
+
+def _read_tokenizer(recipe: Recipe, out: Path) -> QWenTokenizer:
+    """Return the tokenizer of a run that was prepared."""
+    return QWenTokenizer.from_pretrained(out / (START if recipe.model is None else TOKENIZER))
 
 
 def _make_model(recipe: Recipe, tokenizer: QWenTokenizer, out: Path) -> QWenLMHeadModel:
@@ -187,18 +203,11 @@ def _has_fast_bfloat16(place: torch.device) -> bool:
     return place.type == "cuda" or (place.type == "cpu" and torch.cpu._is_avx512_bf16_supported())
 
 
-def versions() -> dict[str, str]:
-    """Return the versions that a run's results depend on."""
-    return {name: metadata.version(name) for name in ("qwen-vl", "torch", "transformers", "tokenizers", "pillow", "numpy")}
-
-
 @torch.no_grad()
 def export(pupil: Pupil, tokenizer: QWenTokenizer, folder: Path) -> Path:
     """Write the finished model in the released layout, with bf16 weights."""
-    work = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(work, ignore_errors=True)
     model = pupil.model.to(torch.bfloat16)
-    model.save_pretrained(work)
-    tokenizer.save_pretrained(work)
-    replace_folder(work, folder)
+    with whole_folder(folder) as work:
+        model.save_pretrained(work)
+        tokenizer.save_pretrained(work)
     return folder

@@ -60,13 +60,25 @@ def test_the_next_nano_goes_on_from_the_bundled_one() -> None:
         ("page_share = 0.7\nstrange_share = 0.4", "shares of one whole"),
         ("sign_share = -0.1", "shares of one whole"),
         ("compare_rounds = 0", "compare_rounds=0 must be positive"),
+        ("talk_share = 1.5", "talk_share=1.5 must be a share"),
+        ("weight_decay = -0.1", "weight_decay=-0.1 must not be negative"),
+        ("clip = -1.0", "clip=-1.0 must not be negative"),
+        ("beta2 = 1.0", "beta2=1.0 must lie between"),
+        ('tasks = ["captoin"]', "'captoin', which is none of what, "),
     ],
 )
-def test_shares_of_lessons_must_fit(tmp_path: Path, line: str, message: str) -> None:
+def test_settings_of_a_stage_must_fit(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "recipe.toml"
     text = (RECIPES / "nano_v3.toml").read_text(encoding="utf-8")
     path.write_text(text.replace('name = "tasks"', f'name = "tasks"\n{line}'), encoding="utf-8")
     with pytest.raises(ConfigError, match=message):
+        read_recipe(path)
+
+
+def test_an_optional_number_is_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text((RECIPES / "nano_shapes.toml").read_text(encoding="utf-8").replace("max_patches = 576", 'max_patches = "big"'), encoding="utf-8")
+    with pytest.raises(ConfigError, match="max_patches='big' must be a whole number"):
         read_recipe(path)
 
 

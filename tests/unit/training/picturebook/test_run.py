@@ -1,23 +1,23 @@
 """Whole runs of a tiny recipe: every objective, resumed = uninterrupted, and what may not be resumed."""
 
+import errno
 import json
 import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from qwen_vl.errors import CheckpointError, ConfigError, DivergedError
+from qwen_vl.errors import CheckpointError, ConfigError, DiskError, DivergedError, LockError
+from qwen_vl.lock import hold_folder
 from qwen_vl.modeling.model import QWenLMHeadModel
 from qwen_vl.processing.tokenization import QWenTokenizer
-from qwen_vl.training.checkpoint import replace_folder
 from qwen_vl.training.metrics import Row, read_metrics
-from qwen_vl.training.picturebook import run, stage
+from qwen_vl.training.picturebook import fresh, run, stage
 from qwen_vl.training.picturebook.fresh import make_model, make_tokenizer
 from qwen_vl.training.picturebook.recipe import read_recipe
 from qwen_vl.training.picturebook.run import export_latest, train
@@ -198,20 +198,49 @@ def test_the_recipe_of_a_run_can_be_its_own_copy(recipe: Path, tmp_path: Path) -
     assert train(tmp_path / "run" / "recipe.toml", tmp_path / "run", only="tower") == folder
 
 
-def test_the_only_checkpoint_is_never_deleted_before_its_successor_stands(tmp_path: Path) -> None:
-    old, work = tmp_path / "stage.old", tmp_path / "stage.tmp"
-    for folder in (old, work):
-        folder.mkdir()
-    moments: list[bool] = []
-    rename = Path.rename
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_run_killed_while_it_prepares_goes_on(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    out = tmp_path / "run"
+    write_bytes, save = Path.write_bytes, QWenTokenizer.save_pretrained
 
-    def watched(self: Path, target: Path) -> Path:
-        moments.append(old.exists())
-        return rename(self, target)
+    def cut(self: Path, content: bytes) -> int:
+        if at == 1 and "recipe" in self.name:
+            write_bytes(self, content[:60])
+            raise Stopped
+        return write_bytes(self, content)
 
-    with mock.patch.object(Path, "rename", watched):
-        replace_folder(work, tmp_path / "stage")
-    assert moments == [True] and (tmp_path / "stage").exists() and not old.exists()
+    def cut_later(*arguments: Any) -> Any:
+        if at == 2:
+            raise Stopped
+        return save(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Path, "write_bytes", cut)
+        patch.setattr(QWenTokenizer, "save_pretrained", cut_later)
+        train(recipe, out, only="tower")
+    assert train(recipe, out, only="tower").exists()
+    assert sorted(path.name for path in (out / "tokenizer").iterdir()) == ["qwen.tiktoken", "tokenizer_config.json"]
+
+
+def test_a_tokenizer_of_which_a_kill_left_half_is_made_again(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "run" / "tokenizer").mkdir(parents=True)
+    (tmp_path / "run" / "tokenizer" / "qwen.tiktoken").write_text("IQ== 0\n")
+    assert train(recipe, tmp_path / "run", only="tower").exists()
+
+
+def test_a_full_disk_while_it_prepares_is_told(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(fresh, "write_ranks", fail)
+    with pytest.raises(DiskError, match="No space left"):
+        train(recipe, tmp_path / "run", only="tower")
+
+
+def test_two_runs_do_not_prepare_one_folder(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with hold_folder(tmp_path / "run"), pytest.raises(LockError):
+        train(recipe, tmp_path / "run")
 
 
 GOES_ON = """
