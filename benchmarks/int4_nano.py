@@ -1,6 +1,7 @@
 """What four bits cost the bundled checkpoint: exam, held-out loss and size, quantized by GPTQ and by rounding to the nearest.
 
     python -m benchmarks.int4_nano --scenes 500 --out benchmarks/results
+    python -m benchmarks.int4_nano --scenes 500 --variants gptq --dtype bfloat16 --out benchmarks/results/int4_nano_bf16_cpu.json
 
 Calibration draws scenes below the seeds of the exam; the exam draws those by which recipes are chosen (--exam takes the real one's), the held-out
 loss others of the same. A task counts both languages together. `lost` is in points; `error` is its standard error, from the questions that only one
@@ -56,9 +57,9 @@ def make(variant: str, model: Path, data: Path, num_samples: int, out: Path) -> 
     return {**summary, "mean_layer_error": mean, "layer_share": round(summary["layer_bytes"] / summary["dense_layer_bytes"], 3)}
 
 
-def load(folder: Path) -> QwenVL:
-    """Load a checkpoint in float32 on the CPU, where Int4 layers compute exactly what is stored."""
-    return QwenVL.load(folder, device="cpu", dtype="float32")
+def load(folder: Path, dtype: str = "float32") -> QwenVL:
+    """Load a checkpoint on the CPU: in float32 Int4 layers compute exactly what is stored, bfloat16 is what Int4 folders run in."""
+    return QwenVL.load(folder, device="cpu", dtype=dtype)
 
 
 class HeldOut:
@@ -162,6 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=BUNDLED)
     parser.add_argument("--variants", nargs="+", default=["gptq", "rtn"], choices=list(VARIANTS))
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the quantized models; the other one is in float32")
     parser.add_argument("--samples", type=int, default=128, help="of the calibration")
     parser.add_argument("--scenes", type=int, default=500, help="of the exam")
     parser.add_argument("--held-out", type=int, default=100, help="scenes of the held-out loss")
@@ -179,12 +181,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"dense: loss {results[0]['held_out_loss']}", flush=True)
         for variant in given.variants:
             made = make(variant, given.model, folder / "calibration" / CONVERSATIONS, given.samples, folder / variant)
-            vl = load(folder / variant)
+            vl = load(folder / variant, given.dtype)
             figures, tasks = held_out.compare(expected, held_out.predict(vl)), exam.compare(before, exam.take(vl))
             results.append({"variant": variant, **made, **figures, "tasks": tasks})
             shown = ", ".join(f"{task} {row['before']} -> {row['after']} (+-{row['error']})" for task, row in tasks.items())
             print(f"{variant}: {figures}, layers at {made['layer_share']} of 16 bits; {shown}", flush=True)
-    config = {"model": given.model.name, "scenes": given.scenes, "held_out": given.held_out, "first_seed": first_seed, **asdict(GPTQSettings())}
+    config = {
+        "model": given.model.name,
+        "dtype": given.dtype,
+        "scenes": given.scenes,
+        "held_out": given.held_out,
+        "first_seed": first_seed,
+        **asdict(GPTQSettings()),
+    }
     finish("int4_nano", torch.device("cpu"), config, 1, results, given.out, bar=check(results))
 
 
