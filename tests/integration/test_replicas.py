@@ -1,6 +1,8 @@
 """Two replicas of nano on Ray Serve, and real clients."""
 
 import asyncio
+import base64
+import io
 import json
 import os
 import re
@@ -17,6 +19,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from PIL import Image
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("ray")
@@ -25,6 +28,8 @@ ROOT = Path(__file__).parents[2]
 PICTURE = ROOT / "src" / "qwen_vl" / "assets" / "demo" / "beach.png"
 KEY = "test"
 SECONDS = 180.0
+MARK = "QWEN_VL_TEST_OF"
+CHAT, GENERATION = "/v1/chat/completions", "/api/v1/services/aigc/multimodal-generation/generation"
 
 
 @contextmanager
@@ -34,6 +39,7 @@ def replicas(tmp_path: Path, *arguments: str) -> Iterator[tuple[str, "subprocess
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     environment = {**os.environ, "QWEN_VL_API_KEY": KEY, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment[MARK] = str(os.getpid())
     environment.pop("RAY_ADDRESS", None)
     command = [sys.executable, "-m", "qwen_vl", "serve", "--replicas", "2", "--cpus-per-replica", "0.5", "--port", str(port), *arguments]
     log = tmp_path / "log"
@@ -73,8 +79,6 @@ def post(url: str, document: Any, **headers: str) -> httpx.Response:
 
 
 def test_openais_client_talks_to_it(server: str) -> None:
-    import base64
-
     client = openai.OpenAI(base_url=f"{server}/v1", api_key=KEY, timeout=SECONDS)
     uri = "data:image/png;base64," + base64.b64encode(PICTURE.read_bytes()).decode()
     content: Any = [{"type": "image_url", "image_url": {"url": uri}}, {"type": "text", "text": "框出图中的狗"}]
@@ -101,8 +105,7 @@ def test_dashscopes_client_uploads_a_file_for_all_replicas(server: str, monkeypa
     assert "<ref>狗</ref><box>" in texts[0]
     strange = [{"role": "user", "content": [{"image": "oss://0/none.png"}, {"text": "这是什么?"}]}]
     headers = {"Authorization": f"Bearer {KEY}"}
-    path = "/api/v1/services/aigc/multimodal-generation/generation"
-    refused = httpx.post(f"{server}{path}", json={"model": "nano", "input": {"messages": strange}}, headers=headers, timeout=SECONDS)
+    refused = httpx.post(f"{server}{GENERATION}", json={"model": "nano", "input": {"messages": strange}}, headers=headers, timeout=SECONDS)
     assert (refused.status_code, refused.json()["code"]) == (400, "InvalidParameter.UploadNotFound")
 
 
@@ -113,6 +116,70 @@ def test_what_belongs_together_goes_to_one_replica(server: str) -> None:
             seen.setdefault(text, set()).add(post(server, question(text, max_tokens=4)).headers["x-replica"])
     assert all(len(names) == 1 for names in seen.values())
     assert len(set.union(*seen.values())) == 2
+
+
+def test_two_large_uploads_fit_one_question(server: str) -> None:
+    headers = {"Authorization": f"Bearer {KEY}"}
+    handles = []
+    for name in ("a.bmp", "b.bmp"):  # of 12.9 MiB: in base64 they would be more than a body may be
+        content = io.BytesIO()
+        Image.new("RGB", (2250, 2000), "red").save(content, "BMP")
+        permit = httpx.get(f"{server}/api/v1/uploads?action=getPolicy", headers=headers, timeout=SECONDS).json()["data"]
+        form = {"key": f"{permit['upload_dir']}/{name}"}
+        assert httpx.post(permit["upload_host"], data=form, files={"file": (name, content.getvalue())}, timeout=SECONDS).status_code == 200
+        handles.append(f"oss://{form['key']}")
+    parts: list[Any] = [{"type": "image_url", "image_url": {"url": handle}} for handle in handles]
+    asked: Any = {"model": "nano", "messages": [{"role": "user", "content": [*parts, {"type": "text", "text": "What is it?"}]}], "max_tokens": 4}
+    assert post(server, asked).status_code == 200
+    twice = json.dumps(asked)[:-1] + ', "max_tokens": 5}'
+    refused = httpx.post(f"{server}{CHAT}", content=twice, headers=headers | {"Content-Type": "application/json"}, timeout=SECONDS)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "duplicate_key")
+    asked["messages"][0]["content"] = [parts[0]] * 500
+    assert post(server, asked).json()["error"]["code"] == "too_many_images"
+
+
+def test_questions_about_one_picture_go_to_one_replica(server: str) -> None:
+    seen: dict[int, set[str]] = {}
+    for shade in range(8):
+        content = io.BytesIO()
+        Image.new("RGB", (32, 32), (30 * shade, 0, 0)).save(content, "PNG")
+        uri = "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
+        for words in ("What is it?", "Where?"):
+            message = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": uri}}, {"type": "text", "text": words}]}
+            answer = post(server, {"model": "nano", "messages": [message], "max_tokens": 4})
+            seen.setdefault(shade, set()).add(answer.headers["x-replica"])
+    assert all(len(names) == 1 for names in seen.values())
+    assert len(set.union(*seen.values())) == 2  # fails by luck once in 128 times
+
+
+def test_health_does_not_wait_behind_answers(server: str) -> None:
+    async def run() -> float:
+        async with httpx.AsyncClient(base_url=server, headers={"Authorization": f"Bearer {KEY}"}, timeout=SECONDS) as client:
+            asked = [client.post(CHAT, json=question(f"Hi {n}", min_tokens=300, max_tokens=300)) for n in range(50)]  # more than both take at once
+            waiting = asyncio.gather(*asked)
+            while "qwen_vl_gateway_in_flight 50.0" not in (await client.get("/metrics")).text:
+                await asyncio.sleep(0.05)
+            started = time.monotonic()
+            assert (await client.get("/health")).json() == {"status": "ok"}
+            lasted_s = time.monotonic() - started
+            assert not waiting.done()
+            await waiting
+            return lasted_s
+
+    assert asyncio.run(run()) < 3
+
+
+def test_it_refuses_as_one_process_does(server: str) -> None:
+    headers = {"Authorization": f"Bearer {KEY}"}
+    for path in ("/-/routes", "/-/healthz", "/-/routes/"):
+        assert httpx.get(f"{server}{path}", timeout=SECONDS).status_code == 401, path
+        known = httpx.get(f"{server}{path}", headers=headers, timeout=SECONDS)
+        assert (known.status_code, known.json()["error"]["code"]) == (404, "not_found")
+    assert httpx.post(f"{server}/health", content=b"x" * 1000, timeout=SECONDS).status_code == 401
+    long = httpx.get(f"{server}/v1/models", headers=headers | {"x-long": "x" * 2**17}, timeout=SECONDS)
+    assert long.status_code == 400
+    traced = httpx.request("TRACE", f"{server}{CHAT}", headers=headers, timeout=SECONDS)
+    assert (traced.status_code, traced.json()["error"]["code"]) == (405, "method_not_allowed")
 
 
 def test_strangers_and_floods_end_at_the_gateway(server: str) -> None:
@@ -131,13 +198,14 @@ def test_a_killed_replica_loses_nothing_that_had_not_begun(server: str) -> None:
 
     async def ask_all() -> list[httpx.Response]:
         async with httpx.AsyncClient(base_url=server, headers={"Authorization": f"Bearer {KEY}"}, timeout=SECONDS) as client:
-            asked = [client.post("/v1/chat/completions", json=question(f"Hello {n}", min_tokens=200, max_tokens=200)) for n in range(24)]
-            waiting = asyncio.gather(*asked)
-            await asyncio.sleep(2)
-            os.kill(pids_of_replicas()[0], signal.SIGKILL)
+            asked = [client.post(CHAT, json=question(f"Hello {n}", min_tokens=400, max_tokens=400)) for n in range(24)]
+            waiting, pid = asyncio.gather(*asked), pids_of_replicas()[0]
+            while "qwen_vl_gateway_in_flight 24.0" not in (await client.get("/metrics")).text:
+                await asyncio.sleep(0.05)
+            os.kill(pid, signal.SIGKILL)
             return list(await waiting)
 
-    alone = post(server, question("Hello 0", min_tokens=200, max_tokens=200)).json()["choices"][0]["message"]["content"]
+    alone = post(server, question("Hello 0", min_tokens=400, max_tokens=400)).json()["choices"][0]["message"]["content"]
     answers = asyncio.run(ask_all())
     assert [answer.status_code for answer in answers] == [200] * 24
     assert answers[0].json()["choices"][0]["message"]["content"] == alone
@@ -147,10 +215,38 @@ def test_a_killed_replica_loses_nothing_that_had_not_begun(server: str) -> None:
     wait_until(lambda: len(pids_of_replicas()) == 2)  # Ray starts another one
 
 
+@pytest.mark.parametrize("path", [CHAT, GENERATION])
+def test_a_killed_replicas_streams_end_with_an_error(server: str, path: str) -> None:
+    wait_until(lambda: len(pids_of_replicas()) == 2)
+    headers = {"Authorization": f"Bearer {KEY}", "X-DashScope-SSE": "enable"}
+    document = question("Hello", min_tokens=3000, max_tokens=3000, stream=True)
+    if path == GENERATION:
+        messages = [{"role": "user", "content": [{"text": "Hello"}]}]
+        document = {"model": "nano", "input": {"messages": messages}, "parameters": {"max_tokens": 3000, "incremental_output": True, "seed": 1}}
+    pids = pids_of_replicas()
+    with httpx.stream("POST", f"{server}{path}", json=document, headers=headers, timeout=SECONDS) as stream:
+        assert stream.status_code == 200, stream.read()
+        lines = stream.iter_lines()
+        next(lines)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        told = json.loads([line for line in lines if line][-1].removeprefix("data:"))
+    assert told.get("code") == "ServiceUnavailable" if path == GENERATION else told["error"]["code"] == "engine_down"
+    wait_until(lambda: httpx.get(f"{server}/health", timeout=SECONDS).status_code == 200 and len(pids_of_replicas()) == 2)
+
+
 def pids_of_replicas() -> list[int]:
-    """Return the processes of replicas that this test has started."""
+    """Return the processes of replicas that this test has started, and of no other Ray on this machine."""
     found = subprocess.run(["pgrep", "-f", "ray::ServeReplica:qwen-vl:replica"], capture_output=True, text=True, check=False)
-    return [int(line) for line in found.stdout.split()]
+    return [pid for pid in map(int, found.stdout.split()) if is_ours(pid)]
+
+
+def is_ours(pid: int) -> bool:
+    """Tell whether a process has inherited this test's mark."""
+    try:
+        return f"{MARK}={os.getpid()}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:  # it has ended
+        return False
 
 
 def test_a_signal_lets_answers_in_flight_end(tmp_path: Path) -> None:
@@ -177,3 +273,14 @@ def test_after_the_grace_time_streams_end_with_an_error(tmp_path: Path) -> None:
             events = [line for line in lines if line]
         assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "shutting_down"
         assert process.wait(60) == 0
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    with replicas(tmp_path, "--grace", "600") as (url, process):
+        document = question("Hello", min_tokens=3000, max_tokens=3000, stream=True)
+        with httpx.stream("POST", f"{url}{CHAT}", json=document, headers={"Authorization": f"Bearer {KEY}"}, timeout=SECONDS) as stream:
+            next(stream.iter_lines())
+            process.send_signal(signal.SIGTERM)
+            wait_until(lambda: httpx.get(f"{url}/health", timeout=SECONDS).json()["status"] == "draining")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 130
