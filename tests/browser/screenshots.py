@@ -16,7 +16,7 @@ SHOTS: dict[str, tuple[dict[str, int], str, str, int | None, bool, bool]] = {
     "web_wide_zh_dark": (WIDE, "zh-CN", "dark", 1, False, False),
     "web_empty_en_light": (WIDE, "en-US", "light", None, False, False),
     "web_settings_en_dark": (WIDE, "en-US", "dark", 2, False, True),
-    "web_narrow_en_light": (NARROW, "en-US", "light", 0, False, False),
+    "web_narrow_en_light": (NARROW, "en-US", "light", 2, False, False),
     "web_narrow_zh_dark": (NARROW, "zh-CN", "dark", None, False, False),
 }
 

@@ -95,6 +95,24 @@ def test_questions_and_pictures_are_bounded(actions: web_actions.Actions, monkey
     run(main())
 
 
+def test_an_edited_question_keeps_the_pictures_that_are_named(actions: web_actions.Actions) -> None:
+    visitor = Visitor(actions, "a")
+    pictures = [{"name": f"{colour}.png", "data": data_uri(colour)} for colour in ("red", "green", "blue")]
+
+    async def shown(**data: Any) -> list[str]:
+        assert await visitor.ask(question="?", turn=0, **data) == ""
+        return [picture.name for picture in visitor.conversation.turns[0].pictures]
+
+    async def main() -> None:
+        assert await visitor.ask(question="?", pictures=pictures) == ""
+        assert await shown() == await shown(kept="x") == await shown(kept=[0, 1, 2]) == ["red.png", "green.png", "blue.png"]
+        assert await shown(kept=[2, 0, -1, 99, "1", None, {}]) == ["red.png", "blue.png"]
+        assert await shown(kept=[1], pictures=pictures[1:2]) == ["blue.png", "green.png"]
+        assert await shown(kept=[]) == []
+
+    run(main())
+
+
 def test_a_conversation_that_is_gone_is_told_in_the_pages_language(actions: web_actions.Actions) -> None:
     visitor = Visitor(actions, "a")
     assert ZH.gone in run(visitor.ask(again=True, language="zh"))

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from qwen_vl.errors import CapacityError
+from qwen_vl.serving.web.texts import EN, ZH
 from tests.browser.conftest import DEADLINE_MS, OpenPage
-from tests.browser.test_page import expect, field, wait_for_answer
+from tests.browser.test_page import expect, field, on_both_screens, wait_for_answer
 from tests.unit.serving.web.scripted import ScriptedModel, ScriptedStream
 
 pytestmark = pytest.mark.browser
@@ -25,8 +27,11 @@ def begin(page: Any, model: ScriptedModel, question: str) -> ScriptedStream:
     return model.streams[-1]
 
 
-def test_words_and_boxes_appear_as_they_come(open_page: OpenPage, scripted: ScriptedModel, scripted_url: str, picture_files: list[Path]) -> None:
-    page = open_page(scripted_url)
+@on_both_screens
+def test_words_and_boxes_appear_as_they_come(
+    open_page: OpenPage, scripted: ScriptedModel, scripted_url: str, picture_files: list[Path], viewport: dict[str, int]
+) -> None:
+    page = open_page(scripted_url, viewport)
     page.locator("#composer input[type=file]").set_input_files(picture_files[:1])
     stream = begin(page, scripted, "Find them.")
     live = page.locator("#live .answer")
@@ -47,6 +52,44 @@ def test_words_and_boxes_appear_as_they_come(open_page: OpenPage, scripted: Scri
     stream.end()
     wait_for_answer(page, 1)
     expect(page.locator(".answer")).to_have_text("I see a dog and a girl")
+
+
+def test_a_box_and_its_line_are_one_and_a_phrase_is_all_of_its_boxes(
+    open_page: OpenPage, scripted: ScriptedModel, scripted_url: str, picture_files: list[Path]
+) -> None:
+    page = open_page(scripted_url)
+    page.locator("#composer input[type=file]").set_input_files(picture_files[:1])
+    stream = begin(page, scripted, "Find all boats.")
+    stream.write(
+        "<ref>all boats</ref><box>(100,100),(300,300)</box><box>(500,500),(900,900)</box> and <ref>a dog</ref><box>(600,100),(800,300)</box>"
+    )
+    stream.end()
+    wait_for_answer(page, 1)
+    boxes, rows, phrases = page.locator("#boxes .box"), page.locator("table.boxes tbody tr"), page.locator("mark.phrase")
+    lit = [page.locator(f"{each}.is-lit") for each in ("#boxes .box", "table.boxes tbody tr", "mark.phrase")]
+    rows.nth(1).hover()
+    for found in lit:
+        expect(found).to_have_count(1)
+    expect(lit[0].locator(".tip")).to_have_text("(500, 500) – (900, 900)")
+    expect(lit[2]).to_have_text("all boats")
+    boxes.filter(has_text="(100, 100) – (300, 300)").hover()
+    expect(lit[1]).to_contain_text("(100, 100) – (300, 300)")
+    for found in lit:
+        expect(found).to_have_count(1)
+    phrases.first.hover()
+    for found, count in zip(lit, (2, 2, 1), strict=True):
+        expect(found).to_have_count(count)
+    page.mouse.move(5, 5)
+    for found in lit:
+        expect(found).to_have_count(0)
+
+
+def test_failures_of_the_model_are_told_in_the_pages_language(open_page: OpenPage, scripted: ScriptedModel, scripted_url: str) -> None:
+    page = open_page(scripted_url, locale="zh-CN")
+    begin(page, scripted, "你好？").end(CapacityError("no memory at /home/somebody"))
+    expect(page.locator(".failure")).to_have_text(f"{ZH.error} {ZH.errors['out_of_memory']}")
+    page.get_by_role("button", name="English").click()
+    expect(page.locator(".failure")).to_have_text(f"{EN.error} {EN.errors['out_of_memory']}")
 
 
 def test_stop_keeps_what_was_written_and_leaves_others_alone(open_page: OpenPage, scripted: ScriptedModel, scripted_url: str) -> None:

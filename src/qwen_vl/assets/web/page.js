@@ -8,7 +8,9 @@ const TAKEN_WITHIN_MS = 60_000;
 const KEPT_SIDE = 4096; // pixels; larger pictures are reduced before they are sent, if they must be converted anyway
 const READABLE = ["image/jpeg", "image/png", "image/webp", "image/bmp", "image/gif"];
 
-const draft = { pictures: [], turn: null }; // what is being written; turn: the index of the earlier question that is edited
+// What is being written; turn: the index of the earlier question that is edited. A picture has its content, or, if the edited question came with it,
+// its place there: `kept`.
+const draft = { pictures: [], turn: null };
 let sent = null; // the last draft, until the server has taken it
 let sticks = true; // whether the conversation follows its end
 
@@ -93,7 +95,7 @@ async function converted(file) {
 async function addPictures(files) {
   warn("");
   for (const file of files) {
-    const room = Math.min(MAX_BYTES, MAX_TOTAL_BYTES - draft.pictures.reduce((sum, { content }) => sum + content.size, 0));
+    const room = Math.min(MAX_BYTES, MAX_TOTAL_BYTES - draft.pictures.reduce((sum, { content }) => sum + (content?.size ?? 0), 0));
     let content = file;
     if (!READABLE.includes(file.type) || file.size > room) {
       // Other formats, if this browser knows them, and files that are too large.
@@ -132,7 +134,7 @@ function giveBack() {
   const { question, pictures, turn } = sent;
   sent = null;
   const isThere = turn !== null && find(`.turn[data-turn="${turn}"]`) !== null;
-  if (question && field()?.value === "") setDraft(question, pictures, isThere ? turn : null);
+  if (question && field()?.value === "") setDraft(question, isThere ? pictures : pictures.filter(({ content }) => content), isThere ? turn : null);
   noticed();
 }
 
@@ -141,9 +143,11 @@ async function send() {
   if (isBusy() || !question.trim()) return;
   noteSent(question, draft.pictures, draft.turn);
   const { pictures, turn } = sent;
-  const read = await Promise.all(pictures.map(async ({ name, content }) => ({ name, data: await toDataUri(content) })));
+  const fresh = pictures.filter(({ content }) => content);
+  const read = await Promise.all(fresh.map(async ({ name, content }) => ({ name, data: await toDataUri(content) })));
+  const kept = pictures.filter(({ content }) => !content).map((picture) => picture.kept);
   setDraft("", [], null);
-  trigger("ask", { question, language: language(), pictures: read, ...(turn === null ? {} : { turn }) });
+  trigger("ask", { question, language: language(), pictures: read, ...(turn === null ? {} : { turn, kept }) });
 }
 
 function ask(data) {
@@ -166,7 +170,11 @@ const actions = {
   download: (button) => trigger("save", { kind: button.dataset.kind }),
   upload: () => find("#composer input[type=file]").click(),
   remove: (button) => { draft.pictures.splice(Number(button.dataset.index), 1); showDraft(); field()?.focus(); },
-  edit: (button) => { setDraft(button.dataset.question, [], Number(button.dataset.turn)); field()?.focus(); },
+  edit: (button) => {
+    const shots = [...button.closest(".turn").querySelectorAll(".shot img")];
+    setDraft(button.dataset.question, shots.map((image, kept) => ({ name: image.alt, url: image.src, kept })), Number(button.dataset.turn));
+    field()?.focus();
+  },
   "cancel-edit": () => setDraft("", [], null),
   "close-notice": () => find("#notice .notice")?.remove(),
   language: (button) => speak(button.dataset.language),
@@ -249,12 +257,13 @@ document.addEventListener("drop", (event) => {
   addPictures(imagesOf(event.dataTransfer));
 });
 
-// -- a phrase, its boxes and its line in the list light up together
+// -- a box, its line in the list and its phrase light up together; a phrase lights all of its boxes
 
 function light(event, isOn) {
-  const ref = event.target instanceof Element ? event.target.closest("[data-ref]")?.dataset.ref : null;
+  const { ref, shape } = (event.target instanceof Element && event.target.closest("[data-ref]")?.dataset) || {};
   if (!ref) return;
-  for (const element of document.querySelectorAll(`[data-ref="${CSS.escape(ref)}"]`)) element.classList.toggle("is-lit", isOn);
+  const others = shape ? `[data-shape="${CSS.escape(shape)}"], .phrase[data-ref="${CSS.escape(ref)}"]` : `[data-ref="${CSS.escape(ref)}"]`;
+  for (const element of document.querySelectorAll(others)) element.classList.toggle("is-lit", isOn);
   document.body.classList.toggle("has-lit", isOn);
 }
 

@@ -104,8 +104,10 @@ class Actions:
             question, pictures = self._check_question(asked.get("question"), texts), await self._read_pictures(asked.get("pictures"), texts)
         if conversation.is_stopping:  # while the pictures were decoded
             raise Refused(texts.stopped)
-        if type(index) is int and 0 <= index < len(conversation.turns):  # an earlier question, edited: its pictures stay
-            pictures = (*conversation.turns[index].pictures, *pictures)
+        if type(index) is int and 0 <= index < len(conversation.turns):  # an earlier question, edited: its pictures stay, but those taken away
+            kept = asked.get("kept")
+            stay = (picture for place, picture in enumerate(conversation.turns[index].pictures) if not isinstance(kept, list) or place in kept)
+            pictures = (*stay, *pictures)
         else:
             index = len(conversation.turns)
         if index >= MAX_TURNS:

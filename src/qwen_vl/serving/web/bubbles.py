@@ -5,8 +5,10 @@ import secrets
 from qwen_vl.serving.web.answers import answer_html, plain_text
 from qwen_vl.serving.web.conversation import Conversation, Turn
 from qwen_vl.serving.web.examples import Example
-from qwen_vl.serving.web.markup import Markup, icon, icon_button, join, tag
-from qwen_vl.serving.web.texts import Texts
+from qwen_vl.serving.web.markup import Markup, escape, icon, icon_button, join, tag
+from qwen_vl.serving.web.texts import TEXTS, Texts
+
+LICENCE = "https://github.com/QwenLM/Qwen-VL/blob/master/LICENSE"  # of the released weights
 
 
 def history_html(conversation: Conversation, texts: Texts) -> Markup:
@@ -181,8 +183,21 @@ def composer_html(texts: Texts) -> Markup:
 
 
 def footer_html(texts: Texts) -> Markup:
-    """Write the line below the composer."""
-    return tag("footer", tag("span", texts.keys, class_="keys"), tag("span", texts.note), class_="foot")
+    """Write the lines below the composer."""
+    notes = (tag("p", _note(each), lang="zh-CN" if each.language == "zh" else "en") for each in TEXTS.values())
+    return tag("footer", tag("p", texts.keys, class_="keys"), *notes, class_="foot")
+
+
+def _note(texts: Texts) -> Markup:
+    """Say whose model it is and under which licence; the page says so in both languages, whichever it speaks."""
+    hub = "https://modelscope.cn/models/qwen" if texts.language == "zh" else "https://huggingface.co/Qwen"
+    links = {"chat": (f"{hub}/Qwen-VL-Chat", "Qwen-VL-Chat"), "base": (f"{hub}/Qwen-VL", "Qwen-VL"), "licence": (LICENCE, texts.licence)}
+    return Markup(escape(texts.note).format(**{name: _link(*link) for name, link in links.items()}))
+
+
+def _link(address: str, name: str) -> Markup:
+    """Write a link to another site, which is told nothing of this page."""
+    return tag("a", name, href=address, target="_blank", rel="noreferrer noopener")
 
 
 def about_html(texts: Texts) -> Markup:
@@ -195,7 +210,7 @@ def about_html(texts: Texts) -> Markup:
         "GitHub": "https://github.com/QwenLM/Qwen-VL",
         "arXiv:2308.12966": "https://arxiv.org/abs/2308.12966",
     }
-    items = (tag("li", tag("a", name, href=address, target="_blank", rel="noreferrer noopener")) for name, address in links.items())
+    items = (tag("li", _link(address, name)) for name, address in links.items())
     return tag("section", tag("h3", texts.about), tag("p", texts.about_text), tag("ul", *items), class_="about")
 
 

@@ -37,10 +37,12 @@ def boxes_html(conversation: Conversation, texts: Texts) -> Markup:
     colours = colours_of(refs)
     scores = scores_of(turn)
     # Large boxes first, so that small ones lie above them and can be pointed at.
-    places = sorted(((ref_index, box) for ref_index, ref in enumerate(refs) for box in ref.boxes), key=lambda place: -place[1].area)[:MAX_SHOWN]
+    places = sorted(((number, place, box) for number, ref in enumerate(refs) for place, box in enumerate(ref.boxes)), key=lambda each: -each[2].area)[
+        :MAX_SHOWN
+    ]
     boxes = [
-        _box_html(box, _label(refs[number], number, texts), scores.get((number, box)), colours[number], f"{index}-{number}", texts)
-        for number, box in places
+        _box_html(box, _label(refs[number], number, texts), scores.get((number, box)), colours[number], _lights(index, number, f"box{place}"), texts)
+        for number, place, box in places
     ]
     outlines = _outlines(refs, colours, index)
     return tag("div", tag("div", outlines, *boxes, class_="frame", style=_frame_style(picture)), class_="layer")
@@ -107,7 +109,12 @@ def _percent(score: BoxScore) -> str:
     return f"{score.confidence:.0%}"
 
 
-def _box_html(box: Box, label: str, score: BoxScore | None, colour: str, ref: str, texts: Texts) -> Markup:
+def _lights(turn: int, number: int, shape: str) -> dict[str, str]:
+    """Return what says which things light up together: a shape and its line of the list, and all shapes of a phrase when the phrase is pointed at."""
+    return {"data_ref": f"{turn}-{number}", "data_shape": f"{turn}-{number}-{shape}"}
+
+
+def _box_html(box: Box, label: str, score: BoxScore | None, colour: str, lights: dict[str, str], texts: Texts) -> Markup:
     sure = f"{texts.confidence} {_percent(score)}" if score else None
     x1, y1, x2, y2 = (value * 100 / BOX_GRID for value in box.sort().clip().to_tuple())
     style = f"--c:{colour};left:{x1:.1f}%;top:{y1:.1f}%;width:{x2 - x1:.1f}%;height:{y2 - y1:.1f}%"
@@ -117,14 +124,14 @@ def _box_html(box: Box, label: str, score: BoxScore | None, colour: str, ref: st
     name = tag("span", tag("b", label), tip, class_="tag")
     spoken = ", ".join(filter(None, (label, corners(box), sure)))
     css = f"box {inside}{leftwards}".strip()
-    return tag("div", name, class_=css, style=style, tabindex="0", role="img", aria_label=spoken, data_ref=ref)
+    return tag("div", name, class_=css, style=style, tabindex="0", role="img", aria_label=spoken, **lights)
 
 
 def _outlines(refs: list[Ref], colours: list[str], turn: int) -> Markup | None:
     shapes = [
-        tag("polygon", points=" ".join(f"{x},{y}" for x, y in quad.points), style=f"--c:{colours[number]}", data_ref=f"{turn}-{number}")
+        tag("polygon", points=" ".join(f"{x},{y}" for x, y in quad.points), style=f"--c:{colours[number]}", **_lights(turn, number, f"quad{place}"))
         for number, ref in enumerate(refs)
-        for quad in ref.quads
+        for place, quad in enumerate(ref.quads)
     ][:MAX_SHOWN]
     if not shapes:
         return None
@@ -134,13 +141,14 @@ def _outlines(refs: list[Ref], colours: list[str], turn: int) -> Markup | None:
 def _rows(ref: Ref, number: int, turn: int, colour: str, scores: dict[tuple[int, Box], BoxScore], texts: Texts) -> list[Markup]:
     label = _label(ref, number, texts)
     name = join(tag("i", class_="dot", style=f"--c:{colour}"), label)
-    shared = {"data_ref": f"{turn}-{number}", "tabindex": "0"}
     rows = []
-    for box in ref.boxes:
+    for place, box in enumerate(ref.boxes):
         score = scores.get((number, box))
         sure = tag("td", _percent(score) if score else None, class_="number") if scores else None
-        rows.append(tag("tr", tag("td", name, class_="phrase-cell"), tag("td", corners(box), class_="number"), sure, **shared))
-    for quad in ref.quads:
+        cells = (tag("td", name, class_="phrase-cell"), tag("td", corners(box), class_="number"), sure)
+        rows.append(tag("tr", *cells, tabindex="0", **_lights(turn, number, f"box{place}")))
+    for place, quad in enumerate(ref.quads):
         points = ", ".join(f"({x}, {y})" for x, y in quad.points)
-        rows.append(tag("tr", tag("td", name), tag("td", points, class_="number"), tag("td") if scores else None, **shared))
+        cells = (tag("td", name), tag("td", points, class_="number"), tag("td") if scores else None)
+        rows.append(tag("tr", *cells, tabindex="0", **_lights(turn, number, f"quad{place}")))
     return rows

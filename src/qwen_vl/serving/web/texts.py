@@ -94,7 +94,8 @@ class Texts:
     as_release_info: str
     about: str
     about_text: str
-    note: str
+    note: str  # {chat}, {base}, {licence}: links
+    licence: str
 
     error: str
     errors: dict[str, str]  # by the server's code, {detail} is its own sentence
@@ -186,7 +187,8 @@ EN = Texts(
     as_release_info="Only to repeat old results exactly",
     about="About",
     about_text="Qwen-VL was made by the Qwen team of Alibaba Cloud. Its weights have a licence of their own.",
-    note="Answers can be wrong. Please make nothing harmful with them.",
+    note="Based on {chat} by Alibaba Cloud (base: {base}), under the {licence}. Answers can be wrong; please make nothing harmful.",
+    licence="Tongyi Qianwen License Agreement",
     error="That did not work.",
     errors={
         "overloaded": "Many questions wait already. Please try again in a moment.",
@@ -282,7 +284,8 @@ ZH = Texts(
     as_release_info="仅用于精确复现旧结果",
     about="关于",
     about_text="Qwen-VL 由阿里云通义千问团队研发，其权重另有许可协议。",
-    note="回答可能有误。请勿用本页面生成有害内容。",
+    note="基于阿里云的 {chat}（基座：{base}），遵循{licence}。回答可能有误，请勿生成有害内容。",
+    licence="《通义千问许可协议》",
     error="没有成功。",
     errors={
         "overloaded": "排队的问题太多，请稍后再试。",
