@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +32,26 @@ MARK = "QWEN_VL_TEST_OF"
 CHAT, GENERATION = "/v1/chat/completions", "/api/v1/services/aigc/multimodal-generation/generation"
 
 
-@contextmanager
-def replicas(tmp_path: Path, *arguments: str) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+def replicas(tmp_path: Path, *arguments: str) -> AbstractContextManager[tuple[str, "subprocess.Popen[bytes]"]]:
     """Run `qwen-vl serve --replicas 2` and give its address."""
+    port = free_port()
+    return serving(tmp_path, port, "qwen_vl", "serve", "--replicas", "2", "--cpus-per-replica", "0.5", "--port", str(port), *arguments)
+
+
+def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+        return int(found.getsockname()[1])
+
+
+@contextmanager
+def serving(tmp_path: Path, port: int, *module: str) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     environment = {**os.environ, "QWEN_VL_API_KEY": KEY, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment[MARK] = str(os.getpid())
     environment.pop("RAY_ADDRESS", None)
-    command = [sys.executable, "-m", "qwen_vl", "serve", "--replicas", "2", "--cpus-per-replica", "0.5", "--port", str(port), *arguments]
     log = tmp_path / "log"
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        process = subprocess.Popen([sys.executable, "-m", *module], stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
     try:
         wait_until(lambda: b"answers at" in log.read_bytes() or process.poll() is not None)
         assert process.poll() is None, log.read_text(errors="replace")
@@ -284,3 +291,17 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
             wait_until(lambda: httpx.get(f"{url}/health", timeout=SECONDS).json()["status"] == "draining")
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) == 130
+
+
+def test_a_replica_that_loses_its_engine_ends_and_another_answers(tmp_path: Path) -> None:
+    flag, port = tmp_path / "flag", free_port()
+    flag.touch()
+    with serving(tmp_path, port, "tests.integration.dying_replica", str(port), str(flag)) as (url, _):
+        before = set(pids_of_replicas())
+        answer = post(url, question("Do not die", max_tokens=4))
+        assert answer.status_code == 200, answer.text
+        assert not flag.exists()
+        wait_until(lambda: len(before & set(pids_of_replicas())) == 1)
+        assert "qwen_vl_gateway_retries_total 1.0" in httpx.get(f"{url}/metrics", timeout=SECONDS).text
+        assert httpx.get(f"{url}/health", timeout=SECONDS).json() == {"status": "ok"}
+        wait_until(lambda: len(pids_of_replicas()) == 2)
