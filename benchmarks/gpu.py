@@ -30,12 +30,13 @@ from qwen_vl.errors import CapacityError
 from qwen_vl.modeling.configuration import QWenConfig
 from qwen_vl.modeling.model import QWenLMHeadModel
 from qwen_vl.profiling.costs import INT4, INT4_INT8_HEAD, Costs, prefill_flops
-from qwen_vl.profiling.device import DeviceFacts, measure_device, peak_memory_bytes, reset_peak_memory, synchronize
+from qwen_vl.profiling.device import DeviceFacts, measure_device, synchronize
 from qwen_vl.profiling.report import check_memory, describe, is_released_shape
 from qwen_vl.profiling.shapes import NAMES, read_shape
 from qwen_vl.profiling.speed import Bench, context_tokens
 from qwen_vl.profiling.weights import random_model
 from qwen_vl.quantization.head import quantize_head
+from qwen_vl.surroundings import peak_memory_bytes, reset_peak_memory
 
 # (tokens/s, GB) to so many tokens; milliseconds; requests/s, tokens/s, times one at a time
 DECODE_GOALS = {"G1": {2048: (150.0, 21.5), 8192: (130.0, 25.0)}, "G2": {2048: (300.0, 11.5), 8192: (230.0, 15.0)}}

@@ -27,6 +27,10 @@ class ImageError(QwenVLError, ValueError):
     """A picture that cannot be found, read, decoded or accepted."""
 
 
+class ImageMissingError(ImageError):
+    """A picture file that does not exist."""
+
+
 class ImageFormatError(ImageError):
     """A file of another format than those that are decoded."""
 

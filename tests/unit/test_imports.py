@@ -27,7 +27,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "__main__": ({"cli"}, set()),
     "grounding": ({"prompt"}, {"numpy", "PIL"}),
     "prompt": ({"grounding"}, {"numpy", "PIL"}),
-    "picturebook": ({"prompt", "grounding"}, {"numpy", "PIL"}),
+    "picturebook": ({"whole", "prompt", "grounding"}, {"numpy", "PIL"}),
     "processing": ({"prompt", "grounding"}, {"torch", "transformers", "PIL", "tiktoken", "numpy"}),
     "modeling": (set(), {"torch", "transformers", "safetensors"}),
     "engine": ({"modeling"}, {"torch"}),

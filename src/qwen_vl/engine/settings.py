@@ -13,6 +13,7 @@ from .lru import CacheStatistics
 from .memory import memory_bytes
 
 MIB = 2**20
+CHUNK_TOKENS = 512
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,7 +21,7 @@ class EngineSettings:
     """Bounds of an engine."""
 
     max_batch: int = 16  # requests in at once
-    chunk_tokens: int = 512  # of prompts read in one round
+    chunk_tokens: int = CHUNK_TOKENS  # of prompts read in one round
     block_tokens: int = 32  # what the prefix cache keeps as one
     kv_bytes: int  # for keys and values of requests in flight
     prefix_bytes: int  # 0: no prefix is kept

@@ -8,7 +8,6 @@ names the file and the record.
 """
 
 import csv
-import hashlib
 import json
 import math
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_vl.errors import DataError, cannot_write
-from qwen_vl.whole import whole_file
+from qwen_vl.whole import digest_file, whole_file
 
 Entry = dict[str, Any]
 
@@ -267,7 +266,6 @@ def write_document(path: Path, value: Any) -> Path:
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal. Raises: DataError if it cannot be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest_file(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}. Check the path.") from None

@@ -22,7 +22,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from qwen_vl.errors import CapacityError, ConfigError, DataError, cannot_write
-from qwen_vl.evaluation.results import cut_half_line
+from qwen_vl.evaluation.results import append_line, cut_half_line
 from qwen_vl.evaluation.task import Result, Sample, answer_of
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ PROMPT = (
 )
 LEAST, MOST = 1.0, 10.0  # scores
 MAX_FAILURES_IN_A_ROW = 20  # rounds: then the endpoint is taken to be gone
-FAILURES = ("timeout", "refused", "malformed")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,7 +125,7 @@ class Judge:
         try:
             from openai import OpenAI
         except ImportError:
-            raise ConfigError('A judge is asked with the openai package, which is not installed: pip install "qwen-vl[eval]" openai') from None
+            raise ConfigError('A judge is asked with the openai package, which is not installed: pip install "qwen-vl[eval]"') from None
         if self._api_key is None and self.settings.base_url is None:
             raise ConfigError("There is no key for the judge. Set OPENAI_API_KEY, or name an endpoint that needs none with --judge-url.")
         return OpenAI(api_key=self._api_key or "none", base_url=self.settings.base_url, timeout=self.settings.timeout_s, max_retries=0)
@@ -215,15 +214,16 @@ class Cache:
         return self._known.get(hash_request(request))
 
     def add(self, request: dict[str, Any], scores: tuple[float, float] | None, reply: str, failure: str | None) -> None:
-        """Write down a try. Raises: DiskError."""
+        """Write down a try. Raises: DiskError, ConfigError."""
         digest = hash_request(request)
         line = json.dumps({"request_hash": digest, "failure": failure, "reply": reply, "request": request}, ensure_ascii=False)
         with self._lock:
             try:
-                with self.path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-                    file.write(line + "\n")
+                file = self.path.open("ab", buffering=0)
             except OSError as error:
-                raise cannot_write(self.path, error, "Make room and start again: nothing is repeated.") from None
+                raise cannot_write(self.path, error, "Name another folder with --out.") from None
+            with file:
+                append_line(file, self.path, line)
             if scores is not None:
                 self._known[digest] = scores
 

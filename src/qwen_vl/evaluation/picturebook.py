@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from qwen_vl.api import QwenVL
+from qwen_vl.evaluation.metrics.grounding import MIN_IOU
 from qwen_vl.grounding.box import Box, iou
 from qwen_vl.grounding.text import count_unparsed, parse
 from qwen_vl.picturebook.catalog import EVALUATION_SEED_START
@@ -28,7 +29,6 @@ from qwen_vl.processing.resolution import Resolution
 
 SHORT_TASKS = ("what", "colour", "count", "yes_no", "where", "read", "compare")
 BOX_TASKS = ("refer",)
-MIN_IOU = 0.5
 COMPARE_SEED_STEP = 500_000  # from a scene to its partner in a comparison
 _ENDS = " .。!！?？\n"
 

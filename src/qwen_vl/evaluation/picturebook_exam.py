@@ -17,7 +17,8 @@ import numpy as np
 
 from qwen_vl.api import QwenVL
 from qwen_vl.evaluation.distortions import DISTORTIONS
-from qwen_vl.evaluation.picturebook import BOX_TASKS, MIN_IOU, Question, ask_all, encode_pictures, is_same, mark, write_exam
+from qwen_vl.evaluation.metrics.grounding import MIN_IOU
+from qwen_vl.evaluation.picturebook import BOX_TASKS, Question, ask_all, encode_pictures, is_same, mark, write_exam
 from qwen_vl.evaluation.statistics import Groups, Interval, bootstrap
 from qwen_vl.grounding.box import Box, iou
 from qwen_vl.grounding.text import parse

@@ -17,11 +17,12 @@ from typing import TypeVar
 
 from torch import distributed as dist
 
-from qwen_vl.errors import CapacityError, ConfigError, LockError, QwenVLError, cannot_write
+from qwen_vl.errors import CapacityError, LockError, QwenVLError, cannot_write
 from qwen_vl.lock import hold_folder
+from qwen_vl.surroundings import is_lost_peer, read_place
 
 PATIENCE = timedelta(days=7)  # for the slowest: shares differ, and the first process also scores
-NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+LAUNCHER = "torchrun --nproc_per_node 2 -m qwen_vl evaluate .."
 Item = TypeVar("Item")
 
 
@@ -63,18 +64,17 @@ ALONE = Processes()
 def join(environment: Mapping[str, str]) -> Iterator[Processes]:
     """Find the other processes, and leave them at the end.
 
-    Raises: ConfigError for an environment that says half of who this process is; CapacityError if another process is gone.
+    Raises: ConfigError for an environment that says half of who this process is, or what cannot be; CapacityError if another process is gone.
     """
-    if "WORLD_SIZE" not in environment and "RANK" not in environment:
+    place = read_place(environment, LAUNCHER)
+    if not place.is_launched:
         yield ALONE
         return
-    if missing := [name for name in NAMES if name not in environment]:
-        raise ConfigError(f"The environment lacks {', '.join(missing)}: start the processes with torchrun --nproc-per-node 2 -m qwen_vl evaluate ..")
     dist.init_process_group("gloo", timeout=PATIENCE)
     try:
-        yield Processes(dist.get_rank(), int(environment["LOCAL_RANK"]), dist.get_world_size())
+        yield Processes(place.rank, place.local_rank, place.world_size)
     except RuntimeError as error:
-        if not any(sign in str(error) for sign in ("Connection closed by peer", "Connection reset by peer", "Broken pipe")):
+        if not is_lost_peer(error):
             raise
         raise CapacityError("Another process of this evaluation is gone; what it wrote before says why. Start again: nothing is repeated.") from error
     finally:

@@ -119,16 +119,21 @@ class Journal:
         self.path, self._file = path, file
 
     def add(self, result: Result, prompt_hash: str) -> None:
-        """Write one line. Raises: DiskError if the disk is full; what was written of the line is taken back."""
-        line = (json.dumps({"prompt": prompt_hash, **result_to_dict(result)}, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
-        end = os.fstat(self._file.fileno()).st_size
-        try:
-            written = 0
-            while written < len(line):  # a full disk may take a part before it says so
-                written += self._file.write(line[written:]) or 0
-        except OSError as error:
-            os.truncate(self._file.fileno(), end)
-            raise cannot_write(self.path, error, "Make room and start again: nothing is repeated.") from None
+        """Write one line. Raises: DiskError if the disk is full."""
+        append_line(self._file, self.path, json.dumps({"prompt": prompt_hash, **result_to_dict(result)}, ensure_ascii=False))
+
+
+def append_line(file: BinaryIO, path: Path, text: str) -> None:
+    """Add a line to a file that was opened unbuffered for it. Raises: DiskError if the disk is full; what was written of the line is taken back."""
+    line = (text + "\n").encode("utf-8", "backslashreplace")
+    end = os.fstat(file.fileno()).st_size
+    try:
+        written = 0
+        while written < len(line):  # a full disk may take a part before it says so
+            written += file.write(line[written:]) or 0
+    except OSError as error:
+        os.truncate(file.fileno(), end)
+        raise cannot_write(path, error, "Make room and start again: nothing is repeated.") from None
 
 
 def prompt_hash(sample: Sample, root: Path) -> str:

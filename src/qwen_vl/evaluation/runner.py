@@ -13,12 +13,9 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib import metadata
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
-
-import torch
 
 from qwen_vl.api import QwenVL
 from qwen_vl.api.likelihood import Choice, begin_choice
@@ -27,10 +24,12 @@ from qwen_vl.errors import CapacityError, DataError, ImageError, PromptError
 from qwen_vl.evaluation.processes import Processes
 from qwen_vl.evaluation.results import Store, prompt_hash
 from qwen_vl.evaluation.task import Result, Sample, Task
+from qwen_vl.modeling.fingerprint import name_model
+from qwen_vl.surroundings import find_versions
 
 ENCODE_AT_ONCE = 8  # samples whose pictures go through the vision tower together
 KEPT_PICTURES = 64  # decoded ones, for samples in a row about the same picture
-PROBED_VALUES = 64  # of each tensor, to tell one checkpoint from another
+VERSIONS_OF = ("qwen-vl", "torch", "transformers", "pillow")
 
 OF_ONE_SAMPLE = (ImageError, PromptError, CapacityError)
 Progress = Callable[[int, int], None]
@@ -73,7 +72,7 @@ def run(
         raise DataError(f"Of {len(samples)} samples of {task.name} only {len(hashes)} have an id of their own. Ids must differ.")
     store = Store(folder)
     if processes.is_main:
-        store.open(settings_of(vl, task, choices), about=versions())
+        store.open(settings_of(vl, task, choices), about={"python": platform.python_version(), **find_versions(*VERSIONS_OF)})
     processes.wait()
     done = store.read(hashes)
     processes.wait()  # nobody writes before all have read: the shares are the same for all
@@ -95,7 +94,7 @@ def settings_of(vl: QwenVL, task: Task, choices: Choices) -> dict[str, Any]:
         "task": task.name,
         "mode": task.mode,
         "model": vl.name,
-        "weights": fingerprint(vl.model),
+        "weights": name_model(vl.model, with_adapters=True),
         "dtype": str(vl.model.dtype).removeprefix("torch."),
         "min_new_tokens": task.min_new_tokens,
         "max_new_tokens": task.max_new_tokens,
@@ -105,30 +104,6 @@ def settings_of(vl: QwenVL, task: Task, choices: Choices) -> dict[str, Any]:
         "seed": choices.seed,
         "confidence": choices.confidence,
     }
-
-
-@torch.no_grad()
-def fingerprint(model: torch.nn.Module) -> str:
-    """Return a digest of names, shapes and the first values of all tensors: quick, and another one after any training."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        if not isinstance(tensor, torch.Tensor):
-            continue
-        values = tensor.detach().reshape(-1)[:PROBED_VALUES].cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(values.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def versions() -> dict[str, str]:
-    """Return what the run was made with."""
-    found = {"python": platform.python_version()}
-    for name in ("qwen-vl", "torch", "transformers", "pillow"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # run from a source tree
-            found[name] = "source"
-    return found
 
 
 # -- one process

@@ -40,10 +40,6 @@ class Interval:
     def __contains__(self, value: float) -> bool:
         return self.low <= value <= self.high
 
-    def scaled(self, factor: float) -> "Interval":
-        """Return the interval in another unit."""
-        return Interval(self.low * factor, self.high * factor)
-
 
 @dataclass(frozen=True, slots=True)
 class Groups:

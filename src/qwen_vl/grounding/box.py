@@ -35,6 +35,12 @@ def _area(corners: Sequence[float]) -> float:
     return max(corners[2] - corners[0], 0) * max(corners[3] - corners[1], 0)
 
 
+def to_px_scoring(corners: Sequence[float], width: float, height: float) -> tuple[float, float, float, float]:
+    """Convert grid coordinates, whole or not, to pixels as the grounding benchmark does: x / 999 * width, unrounded, so that 999 is the far edge."""
+    x1, y1, x2, y2 = corners
+    return x1 / BOX_MAX * width, y1 / BOX_MAX * height, x2 / BOX_MAX * width, y2 / BOX_MAX * height
+
+
 def clip_to_grid(value: int) -> int:
     """Limit one coordinate to 0 .. 999; 1000, which a model writes for the far edge, becomes 999."""
     return min(max(value, 0), BOX_MAX)
@@ -90,9 +96,9 @@ class Box:
         return int(x1 * width), int(y1 * height), int(x2 * width), int(y2 * height)
 
     def to_px_scoring(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """Convert to pixels as the grounding benchmark does: x / 999 * width, unrounded, so that 999 is the far edge."""
+        """Convert to pixels as the grounding benchmark does; see the function of this name."""
         _check_size(width, height)
-        return self.x1 / BOX_MAX * width, self.y1 / BOX_MAX * height, self.x2 / BOX_MAX * width, self.y2 / BOX_MAX * height
+        return to_px_scoring(self.to_tuple(), width, height)
 
     def clip(self) -> "Box":
         """Limit every coordinate to the grid."""

@@ -3,7 +3,9 @@
 From one state, `CoordinateTokens.following` gives every token that may come next, whatever bytes were merged into it: `2`, `219` or `),(`.
 Between `<box>` and `</box>` stand `(x1,y1),(x2,y2)`: whole numbers from 0 to 999 without leading zeros, x1 < x2 and y1 < y2.
 
-    state = advance(BOX_SHAPE, START, b"(219,4")
+    state = START
+    for byte in b"(219,4":
+        state = step(BOX_SHAPE, state, byte)
     state.numbers, state.value  # (219,), 4
 """
 
@@ -62,17 +64,8 @@ class Coordinates(NamedTuple):
 START = Coordinates()
 
 
-def advance(shape: Shape, state: Coordinates, text: bytes) -> Coordinates | None:
-    """Return the state after some more bytes, or None if they cannot be part of a valid spelling."""
-    for byte in text:
-        after = _step(shape, state, byte)
-        if after is None:
-            return None
-        state = after
-    return state
-
-
-def _step(shape: Shape, state: Coordinates, byte: int) -> Coordinates | None:
+def step(shape: Shape, state: Coordinates, byte: int) -> Coordinates | None:
+    """Return the state after one more byte, or None if it cannot be part of a valid spelling."""
     place, value, numbers = state
     if place == len(shape.pattern):
         return None
@@ -125,7 +118,7 @@ class CoordinateTokens:
         while pending:
             node, before = pending.pop()
             for byte, child in node.children.items():
-                after = _step(shape, before, byte)
+                after = step(shape, before, byte)
                 if after is not None:
                     found.update(dict.fromkeys(child.token_ids, after))
                     pending.append((child, after))

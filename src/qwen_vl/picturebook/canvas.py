@@ -26,6 +26,8 @@ _SHARP = 14  # degrees; gentler turns of an outline need no rounding
 
 @dataclass(frozen=True, slots=True)
 class Ellipse:
+    """A filled ellipse about (cx, cy), `rx` to each side and `ry` up and down."""
+
     cx: float
     cy: float
     rx: float
@@ -45,6 +47,8 @@ class Ring:
 
 @dataclass(frozen=True, slots=True)
 class Polygon:
+    """A filled outline through its points in order."""
+
     points: tuple[Point, ...]
     corners: tuple[Point, ...]  # those of the points where the outline turns sharply, to be rounded
 

@@ -25,6 +25,8 @@ class Kind:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Colour:
+    """A colour that things may have, and what it is called."""
+
     name: str
     zh: str
     rgb: tuple[int, int, int]
@@ -32,6 +34,8 @@ class Colour:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Background:
+    """A place that a scene shows, and how captions speak of it."""
+
     name: str  # as in "on the beach", with its preposition in `phrase`
     phrase: str
     zh: str

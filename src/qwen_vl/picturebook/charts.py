@@ -30,6 +30,8 @@ _VALUE_HEIGHT, _NAME_HEIGHT = 52, 56
 
 @dataclass(frozen=True, slots=True)
 class Bar:
+    """A bar of a chart; its colour is one of the catalogue's."""
+
     name: str
     colour: str
     value: int

@@ -11,13 +11,13 @@ quantization read.
 
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from qwen_vl.errors import ConfigError
+from qwen_vl.errors import ConfigError, cannot_write
+from qwen_vl.whole import whole_folder
 
 from .catalog import BACKGROUND_BY_NAME, COLOUR_BY_NAME, EVALUATION_SEED_START, KIND_BY_NAME
 from .dice import check_seed
@@ -28,6 +28,7 @@ from .tasks import Task, compare_tasks, make_tasks, small_talk
 ANNOTATIONS = "annotations.jsonl"
 CONVERSATIONS = "conversations.jsonl"
 PICTURES = "pictures"
+NEW = ".new"  # in a folder that is there, the book until it is whole
 
 
 def write_book(
@@ -46,14 +47,14 @@ def write_book(
         out: the folder, which must be new or empty; with `force` a book in it is replaced (other files in it stay).
         progress: called with (pictures done, count) after each picture.
     Returns: the path of `annotations.jsonl`.
-    Raises: ConfigError for a wrong seed, count or folder, or when the folder cannot be written.
+    Raises: ConfigError for a wrong seed, count or folder, or when the folder cannot be written; DiskError.
     """
     _check_range(seed, count)
     folder = Path(out)
     try:
         return _write(seed, count, folder, conversations, force, progress or (lambda done, total: None))
     except OSError as error:
-        raise ConfigError(f"cannot write the picture book to {folder}: {error.strerror or error}; choose another folder") from error
+        raise cannot_write(folder, error, "Choose another folder, or make room.") from error
 
 
 def picture_name(seed: int) -> str:
@@ -104,21 +105,16 @@ def _write(seed: int, count: int, folder: Path, conversations: bool, force: bool
     exists = folder.exists()
     if exists and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; give a folder for the picture book")
-    if exists and not force and any(folder.iterdir()):
+    # Hidden files are no book: they are the system's, or what a kill left.
+    if exists and not force and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise ConfigError(f"{folder} is not empty; choose another folder, or give force=True (--force) to replace the picture book in it")
-    home = folder if exists else folder.absolute().parent
-    home.mkdir(parents=True, exist_ok=True)
-    partial = home / f".{folder.name}-{secrets.token_hex(4)}.partial"
-    try:
-        _write_scenes(seed, count, partial, progress)
+    book = folder / NEW if exists else folder  # a folder that is there may hold other files, which stay
+    with whole_folder(book) as work:
+        _write_scenes(seed, count, work, progress)
         if conversations:
-            _write_conversations(partial)
-        if exists:
-            _replace_book(partial, folder)
-        else:
-            partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            _write_conversations(work)
+    if exists:
+        _replace_book(book, folder)
     return folder / ANNOTATIONS
 
 
@@ -150,12 +146,13 @@ def to_conversation(task: Mapping[str, Any], id: str) -> dict[str, Any]:
     return {"id": id, "conversations": [{"from": ("user", "assistant")[place % 2], "value": text} for place, text in enumerate(said)]}
 
 
-def _replace_book(partial: Path, folder: Path) -> None:
+def _replace_book(book: Path, folder: Path) -> None:
     """Move a finished book into an existing folder. The annotations go first and come last: with them the book is whole."""
     for name in (ANNOTATIONS, CONVERSATIONS):
         (folder / name).unlink(missing_ok=True)
     if (folder / PICTURES).exists():
         shutil.rmtree(folder / PICTURES)
     for name in (PICTURES, CONVERSATIONS, ANNOTATIONS):
-        if (partial / name).exists():
-            (partial / name).rename(folder / name)
+        if (book / name).exists():
+            (book / name).rename(folder / name)
+    book.rmdir()

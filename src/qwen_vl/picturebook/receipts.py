@@ -26,6 +26,8 @@ _RULE = (120, 116, 124)
 
 @dataclass(frozen=True, slots=True)
 class Item:
+    """A row of a receipt."""
+
     name: str
     price: int
 
@@ -40,6 +42,7 @@ class Receipt(Sheet):
 
     @property
     def total(self) -> int:
+        """What the last row says: the sum of all prices."""
         return sum(item.price for item in self.items)
 
 

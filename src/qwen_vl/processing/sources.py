@@ -12,7 +12,7 @@ from typing import BinaryIO
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from qwen_vl.errors import ImageError, ImageFormatError, ImageSizeError
+from qwen_vl.errors import ImageError, ImageFormatError, ImageMissingError, ImageSizeError
 from qwen_vl.processing.decoding import is_picture
 from qwen_vl.processing.fetch import FetchPolicy, fetch
 
@@ -152,7 +152,7 @@ def _read_path(path: str, image_root: str | os.PathLike[str] | None, max_bytes: 
         with open(os.open(place, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
             return _checked(file.read(max_bytes + 1), name, max_bytes)
     except FileNotFoundError:
-        raise ImageError(f"{name} does not exist. Check the path.") from None
+        raise ImageMissingError(f"{name} does not exist. Check the path.") from None
     except (OSError, ValueError) as error:
         if isinstance(error, ImageError):
             raise

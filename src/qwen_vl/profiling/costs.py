@@ -13,19 +13,20 @@ from typing import Any
 
 import torch
 
+from qwen_vl.engine.settings import CHUNK_TOKENS
 from qwen_vl.errors import ConfigError
 from qwen_vl.modeling.configuration import QWenConfig
 from qwen_vl.modeling.packed import WHOLE_NUMBERS
 from qwen_vl.modeling.shapes import expected_shapes
+from qwen_vl.quantization.gptq import GPTQSettings
 
 INT4, INT4_INT8_HEAD = "int4", "int4-int8-head"  # the second one has its output head in 8 bits
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PRECISIONS = (*DTYPES, INT4, INT4_INT8_HEAD)
-GROUP_SIZE = 128
+GROUP_SIZE = GPTQSettings().group_size  # the release's
 READ_PARTS = ("transformer.h.", "transformer.ln_f.", "lm_head.")  # by every token
 INT4_SETTINGS: dict[str, Any] = {"bits": 4, "quant_method": "gptq", "group_size": GROUP_SIZE}
 SCALE_BYTES = 2  # of each row of a head in 8 bits
-CHUNK_TOKENS = 512  # of a prompt, computed at once
 SLACK_BYTES = 256 * 2**20  # of libraries and the allocator
 
 

@@ -1,4 +1,4 @@
-"""What a device can do, measured: how fast it copies and multiplies, how much memory is free, and the highest that was held."""
+"""What a device can do, measured: how fast it copies and multiplies, and how much memory is free."""
 
 import os
 import platform
@@ -13,7 +13,6 @@ import torch
 from qwen_vl.engine.memory import available_bytes
 from qwen_vl.modeling.linear import multiply
 
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 PROCESSOR = Path("/proc/cpuinfo")
 NUM_TRIES, NUM_PER_TRY = 5, 5
 COPIED_BYTES = {"cuda": 1 << 30}  # else 256 MiB: larger than any cache
@@ -100,29 +99,4 @@ def free_memory_bytes(device: torch.device) -> int | None:
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
-        return None
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Begin to look for the highest memory anew, where that can be."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    try:
-        RESET.write_text("5", encoding="ascii")
-    except OSError:
-        return
-
-
-def peak_memory_bytes(device: torch.device) -> int | None:
-    """Return the highest memory since the last reset: on a GPU of torch's allocator, as the release has it, else the process's resident memory.
-
-    None where the system does not tell.
-    """
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    # Not getrusage: its maximum begins with that of the process that started this one, and cannot be reset.
-    try:
-        return int(STATUS.read_text(encoding="ascii").partition("VmHWM:")[2].split()[0]) * 1024
-    except (OSError, IndexError, ValueError):
         return None

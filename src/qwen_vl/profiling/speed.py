@@ -10,21 +10,20 @@ from dataclasses import dataclass
 
 import torch
 
-from qwen_vl.engine import Engine, EngineSettings, Picture, Request, SamplingParams
+from qwen_vl.engine import Engine, EngineSettings, Picture, Request, SamplingParams, kv_cache, step
 from qwen_vl.errors import ConfigError
 from qwen_vl.modeling.configuration import QWenConfig
 from qwen_vl.modeling.model import QWenLMHeadModel
+from qwen_vl.surroundings import peak_memory_bytes, reset_peak_memory
 
-from .device import peak_memory_bytes, reset_peak_memory, synchronize
+from .device import synchronize
 
 SEED = 1024
 TEMPERATURE, TOP_P = 1.0, 0.3  # of the released chat model
 TEXT_CONTEXT = 258  # tokens, where a model sees no pictures
 FILLER_ID = 100
 WARM_UP_TOKENS = 16
-WARM_UP_STEP = 256  # positions
 PUBLISHED_LENGTHS = {(2048, 258): 1792}  # the release wrote so many, and not 2048 - 258; at 8192 it wrote 8192 - 258
-POSITION_STEP = 128  # to which an engine rounds a context's memory
 
 OnTokens = Callable[[int], None]
 
@@ -65,7 +64,7 @@ def new_tokens(config: QWenConfig, total: int) -> int:
 
 def num_positions(config: QWenConfig, total: int) -> int:
     """Return the positions that keys and values are held for."""
-    return -(-max(total, context_tokens(config) + new_tokens(config, total)) // POSITION_STEP) * POSITION_STEP
+    return -(-max(total, context_tokens(config) + new_tokens(config, total)) // kv_cache.LENGTH_STEP) * kv_cache.LENGTH_STEP
 
 
 class Bench:
@@ -96,7 +95,7 @@ class Bench:
         context = context_tokens(self.model.config)
         self._run(context, new_tokens(self.model.config, total), None, stop_after=WARM_UP_TOKENS)
         if self.device.type == "cuda":  # where steps are recorded for each length, rounded up
-            for length in range(context + WARM_UP_STEP, total - 2, WARM_UP_STEP):
+            for length in range(context + step.LENGTH_STEP, total - 2, step.LENGTH_STEP):
                 self._run(length, 2, None)
         return time.perf_counter() - begin
 

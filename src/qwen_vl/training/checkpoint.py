@@ -26,6 +26,7 @@ from qwen_vl.whole import digest_file, flush, sweep_parts, system_error
 
 MANIFEST = "manifest.json"
 ASIDE = "discarded-"  # before the name of a checkpoint that a resumed run has left
+DELETE = "Delete that checkpoint to go on from the one before it."
 FULL = (errno.ENOSPC, errno.EDQUOT)
 logger = logging.getLogger(__name__)
 
@@ -104,9 +105,10 @@ def set_aside(out: Path, after_step: int) -> None:
             logger.warning("%s is newer than the step this run goes on from; it is now %s", folder, aside.name)
 
 
-def find_checkpoint(out: Path, which: Literal["latest", "latest-valid"] | Path) -> Path | None:
+def find_checkpoint(out: Path, which: Literal["latest", "latest-valid"] | Path, remedy: str = DELETE) -> Path | None:
     """Return the checkpoint to go on from, verified; None if the run has none yet.
 
+    Args: remedy: what to do about a newest one that is damaged.
     Raises: CheckpointError naming what is damaged.
     """
     if isinstance(which, Path):
@@ -119,7 +121,7 @@ def find_checkpoint(out: Path, which: Literal["latest", "latest-valid"] | Path) 
             return folder
         except CheckpointError as error:
             if which == "latest":
-                raise CheckpointError(f"{error} Take the newest undamaged one with --resume latest-valid.") from None
+                raise CheckpointError(f"{error} {remedy}") from None
             logger.warning("passed over: %s", error)
     if folders:
         raise CheckpointError(f"None of the {len(folders)} checkpoints in {out} is undamaged. Start again in another folder.")

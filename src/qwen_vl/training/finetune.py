@@ -6,7 +6,6 @@ The folder `output_dir` ends up as the tuned model, or as the adapter. Beside it
 `metrics.jsonl`, `settings.json` with what was resolved, versions and commit, and `trainer_state.json`, the metrics as plotting scripts read them.
 """
 
-import hashlib
 import json
 import math
 import shutil
@@ -21,8 +20,9 @@ from torch import Tensor
 
 from qwen_vl.errors import ConfigError
 from qwen_vl.lock import hold_folder
+from qwen_vl.modeling.fingerprint import name_model
 from qwen_vl.processing.resolution import Resolution
-from qwen_vl.whole import flush
+from qwen_vl.whole import digest_file, flush
 
 from .adapters import save_adapter
 from .building import DTYPES, is_chat, load_model, load_tokenizer, make_learner, make_optimizers
@@ -34,13 +34,13 @@ from .conversations.loader import ConversationDataset, ConversationStream
 from .learner import count_labels
 from .metrics import METRICS, read_metrics
 from .parts import choose_parts, parts_table
-from .run_record import describe_run, history_row, name_model, write_json
+from .run_record import describe_run, history_row, write_json
 from .settings import FinetuneSettings
 from .strategy.base import Batch, Strategy, to_device
 from .strategy.deepspeed import DeepSpeedStrategy
 from .strategy.fsdp2 import FSDP2Strategy
 from .strategy.launch import launch
-from .trainer import Resume, Summary, Trainer, TrainerSettings
+from .trainer import Remedies, Resume, Summary, Trainer, TrainerSettings
 
 Report = Callable[[str, Any], None]  # ("loading", name), ("data", counts), ("parts", rows), ("step", metrics row)
 TELLING_FILES = ("config.json", "adapter_config.json")  # without them a folder is no model and no adapter
@@ -54,6 +54,10 @@ MAY_CHANGE = frozenset(
     num_train_epochs max_steps per_device_eval_batch_size learning_rate min_learning_rate lr_scheduler_type warmup_ratio warmup_steps
     weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm vision_layer_decay gradient_checkpointing selective_checkpointing
     torch_compile device logging_steps report_to eval_strategy eval_steps save_strategy save_steps save_total_limit""".split()
+)
+REMEDIES = Remedies(
+    other_settings="Give those of before, or go on regardless with --force.",
+    damaged="Take the newest undamaged one with --resume latest-valid.",
 )
 YOUNGER = frozenset({"max_patches"})  # than the first runs: named only where they are given, so that a run from before them goes on
 
@@ -193,6 +197,7 @@ class _Run:
             save_model=self.save,
             evaluate=self._evaluate if self.evaluation is not None else None,
             report=lambda row: self.report("step", row),
+            remedies=REMEDIES,
         )
 
         def steps_from(first_step: int) -> Iterable[tuple[int, list[Batch]]]:
@@ -219,9 +224,6 @@ class _Run:
             min_learning_rate=settings.min_learning_rate,
             warmup_steps=settings.num_warmup_steps(steps),
             schedule=settings.schedule,
-            weight_decay=settings.weight_decay,
-            betas=(settings.adam_beta1, settings.adam_beta2),
-            eps=settings.adam_epsilon,
             clip=settings.max_grad_norm,
             log_steps=settings.logging_steps,
             save_steps=saves[settings.save_strategy],
@@ -235,9 +237,9 @@ class _Run:
         """Return what must be equal when the run goes on."""
         settings = {name: value for name, value in asdict(self.settings).items() if name not in YOUNGER or value is not None}
         kept = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items() if name not in MAY_CHANGE}
-        with Path(self.settings.data_path).open("rb") as file:
-            data = hashlib.file_digest(file, "sha256").hexdigest()
-        return {**kept, "data": data, "world_size": self.strategy.world_size, "parts": dict(self.choice), "model": name_model(self.model)}
+        data = digest_file(Path(self.settings.data_path))
+        model = name_model(self.model, with_adapters=False)  # they are what is trained
+        return {**kept, "data": data, "world_size": self.strategy.world_size, "parts": dict(self.choice), "model": model}
 
     @torch.no_grad()
     def _evaluate(self, strategy: Strategy) -> dict[str, float]:

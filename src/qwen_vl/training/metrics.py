@@ -8,13 +8,11 @@ import json
 import logging
 import math
 import os
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from qwen_vl.whole import whole_file
@@ -118,18 +116,6 @@ def read_metrics(path: Path) -> list[Row]:
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             rows.append(row)
     return rows
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Return the most memory that was in use: of the device, or of this process where it computes on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _open_board(folder: Path, step: int) -> Any:

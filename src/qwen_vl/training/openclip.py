@@ -73,14 +73,9 @@ def find_file(path: Path) -> Path:
 def interleave_heads(fused: Tensor, num_heads: int) -> Tensor:
     """Re-lay a fused projection from blocks (all queries, all keys, all values) to query, key and value of each head in turn.
 
-    Args: fused [3 * width, ..]. Returns: the same shape. Its inverse is `separate_heads`.
+    Args: fused [3 * width, ..]. Returns: the same shape.
     """
     return fused.unflatten(0, (3, num_heads, -1)).transpose(0, 1).flatten(0, 2)
-
-
-def separate_heads(fused: Tensor, num_heads: int) -> Tensor:
-    """Undo `interleave_heads`. Args: fused [3 * width, ..]. Returns: the same shape."""
-    return fused.unflatten(0, (num_heads, 3, -1)).transpose(0, 1).flatten(0, 2)
 
 
 def _vision_part(file: Path, stored: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:

@@ -1,53 +1,29 @@
 """What is written beside a tuning run, so that it can be told from others, repeated and plotted."""
 
-import hashlib
 import json
 import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from qwen_vl.modeling.model import QWenLMHeadModel
+from qwen_vl.surroundings import find_versions
 from qwen_vl.whole import whole_file
 
 from .settings import FinetuneSettings
 from .strategy.base import Strategy
 
 VERSIONS_OF = ("qwen-vl", "torch", "transformers", "peft", "accelerate", "deepspeed", "pillow")
-SAMPLED = 64  # numbers of each tensor
-
-
-def name_model(model: QWenLMHeadModel) -> str:
-    """Return a digest that tells models apart without reading all of their weights: of some numbers of every tensor.
-
-    Of every one, as a model with an adapter merged into it differs from its base in a few matrices alone.
-    """
-    digest = hashlib.sha256(json.dumps([model.config.hidden_size, model.config.num_hidden_layers, model.config.vocab_size]).encode())
-    for name, tensor in model.state_dict().items():
-        if ".lora_" not in name:
-            values = tensor.flatten()[:: max(1, tensor.numel() // SAMPLED)].cpu().contiguous()
-            digest.update(name.encode() + values.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def describe_run(settings: FinetuneSettings, strategy: Strategy) -> dict[str, Any]:
     """Return what a run can be repeated from: all settings, processes, versions, and the commit where this is a git checkout."""
-    versions = {}
-    for name in VERSIONS_OF:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return {
         "settings": asdict(settings),
         "strategy": type(strategy).__name__,
         "processes": strategy.world_size,
         "device": str(strategy.device),
-        "versions": versions,
+        "versions": find_versions(*VERSIONS_OF),
         "commit": find_commit(),
     }
 

@@ -73,7 +73,7 @@ class FinetuneSettings:
         "chatml", "chatml: conversations as the chat model reads them; plain: prompt and answer without tags, the loss on the answer alone"
     )
     lazy_preprocess: bool = setting(False, "Encode samples when they come up, not all at the start")
-    dataloader_num_workers: int = setting(0, "Processes that load pictures")
+    dataloader_num_workers: int = setting(0, "Threads that load pictures")
     cache_features: bool = setting(False, "Encode each picture once, if vision tower and resampler are frozen")
 
     # Steps

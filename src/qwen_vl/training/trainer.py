@@ -37,10 +37,11 @@ from torch import Tensor, nn
 from qwen_vl import errors
 from qwen_vl.errors import CheckpointError, ConfigError, DataError, DivergedError, QwenVLError
 from qwen_vl.lock import hold_folder
+from qwen_vl.surroundings import peak_memory_bytes
 
 from . import checkpoint
 from .curves import draw_curve
-from .metrics import Meter, MetricsFile, Row, peak_memory_bytes
+from .metrics import Meter, MetricsFile, Row
 from .optimizer import set_learning_rate
 from .schedule import SCHEDULES, Schedule, learning_rate
 from .strategy.base import Batch, MakeOptimizers, Parts, Strategy
@@ -75,9 +76,6 @@ class TrainerSettings:
     min_learning_rate: float = 0.0
     warmup_steps: int = 0
     schedule: Schedule = "cosine"
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
     clip: float = 1.0  # largest norm of the gradient; 0 does not clip
     log_steps: int = 10
     save_steps: int = 0  # 0: only at the end (and by save_seconds)
@@ -92,7 +90,7 @@ class TrainerSettings:
         for name in ("steps", "learning_rate", "log_steps", "keep"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must be positive")
-        for name in ("min_learning_rate", "warmup_steps", "weight_decay", "clip", "save_steps", "eval_steps", "seed"):
+        for name in ("min_learning_rate", "warmup_steps", "clip", "save_steps", "eval_steps", "seed"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
         if self.schedule not in SCHEDULES:
@@ -113,6 +111,14 @@ class TrainerSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Remedies:
+    """What to do about a run that cannot go on, in the words of the command that trains; these hold for any."""
+
+    other_settings: str = "Give those of before, or name another folder."
+    damaged: str = checkpoint.DELETE
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
     """What a run came to."""
 
@@ -121,7 +127,7 @@ class Summary:
     loss: float  # mean of the last logged steps
     skipped: int  # steps whose loss or gradient was not finite, over the whole run
     seconds: float  # of this call
-    peak_memory_bytes: int
+    peak_memory_bytes: int  # 0 where the system does not tell
     checkpoint: Path  # the last
     evaluation: dict[str, float] = field(default_factory=dict)  # the last
 
@@ -153,6 +159,7 @@ class Trainer:
         save_model: SaveModel,
         evaluate: Evaluate | None = None,
         report: Report | None = None,
+        remedies: Remedies | None = None,
     ) -> None:
         """Take what a run needs; nothing is written yet.
 
@@ -169,6 +176,7 @@ class Trainer:
             raise ConfigError("Every part is frozen: there is nothing to train. Let at least one part learn.")
         self.learner, self.strategy, self.settings, self.out = learner, strategy, settings, out
         self.make_optimizers, self.save_model, self.evaluate, self.report = make_optimizers, save_model, evaluate, report
+        self.remedies = remedies or Remedies()
         self.fingerprint = json.loads(json.dumps(dict(fingerprint)))  # as it will be read back: tuples are lists
         self.progress, self.meter = Progress(), Meter()
         self.metrics: MetricsFile | None = None
@@ -208,7 +216,7 @@ class Trainer:
             loss=self.progress.loss,
             skipped=self.progress.skipped,
             seconds=time.monotonic() - begun,
-            peak_memory_bytes=peak_memory_bytes(self.strategy.device),
+            peak_memory_bytes=peak_memory_bytes(self.strategy.device) or 0,
             checkpoint=self.saved,
             evaluation=self.progress.evaluation,
         )
@@ -238,7 +246,7 @@ class Trainer:
     def _find(self, resume: Resume) -> str | None:
         checkpoint.sweep(self.out)
         if resume is not None:
-            found = checkpoint.find_checkpoint(self.out, resume)
+            found = checkpoint.find_checkpoint(self.out, resume, self.remedies.damaged)
             return None if found is None else str(found)
         if checkpoint.list_checkpoints(self.out):
             raise ConfigError(f"{self.out} holds the checkpoints of a run. Resume it (--resume), or name another folder.")
@@ -249,7 +257,7 @@ class Trainer:
         differing = [name for name in sorted(before.keys() | self.fingerprint.keys()) if before.get(name) != self.fingerprint.get(name)]
         if differing:
             changes = "; ".join(f"{name} was {before.get(name)!r}, is {self.fingerprint.get(name)!r}" for name in differing)
-            raise CheckpointError(f"{self.saved} is of a run with other settings: {changes}. Give those of before, or go on regardless with --force.")
+            raise CheckpointError(f"{self.saved} is of a run with other settings: {changes}. {self.remedies.other_settings}")
 
     # Training
 
@@ -328,7 +336,7 @@ class Trainer:
         """Write the means since the last logged step."""
         meter, step = self.meter, self.progress.step
         seconds = max(time.monotonic() - meter.since, 1e-9)
-        counts = self.strategy.gather([meter.tokens, meter.pictures, peak_memory_bytes(self.strategy.device)])
+        counts = self.strategy.gather([meter.tokens, meter.pictures, peak_memory_bytes(self.strategy.device) or 0])
         means = meter.means()
         if "loss" in means:
             self.progress.loss = means["loss"]

@@ -1,6 +1,8 @@
 """The judge: what it is asked, what is read in its answers, and failures that are counted and never made into scores."""
 
 import json
+import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +172,21 @@ def test_samples_that_lack_a_text_are_named(tmp_path: Path) -> None:
 def test_settings_that_cannot_work_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         JudgeSettings(**settings)
+
+
+def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
+    """What was written of a line is taken back: a later line would be joined to it, and the file be damaged in the middle."""
+    request, path = {"model": "scripted"}, tmp_path / "judge.jsonl"
+    cache = judging.Cache(path)
+    cache.add(request, (8, 7), "8 7", None)
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that the write fails, and not the process
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, limits[1]))
+        with pytest.raises(ConfigError, match="judge.jsonl cannot be written.*nothing is repeated"):
+            cache.add({"model": "other"}, (8, 7), "8 7", None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, previous)
+    assert path.read_bytes() == before and judging.Cache(path).get(request) == (8, 7)

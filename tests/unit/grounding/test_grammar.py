@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qwen_vl.errors import ConfigError
 from qwen_vl.grounding.box import Box
-from qwen_vl.grounding.coordinates import BOX_SHAPE, QUAD_SHAPE, START, Coordinates, Shape, advance, can_become
+from qwen_vl.grounding.coordinates import BOX_SHAPE, QUAD_SHAPE, START, Coordinates, Shape, can_become, step
 from qwen_vl.grounding.grammar import MAX_BOX_TOKENS, BoxConstraint, BoxGrammar, BoxRule, BoxTokens, Mode, State
 from qwen_vl.grounding.tags import ELEMENT_TAGS, IMG_PAD
 from qwen_vl.grounding.text import count_unparsed, format_box, parse
@@ -28,6 +28,16 @@ SPELLINGS = BOXES.map(lambda box: format_box(box)[len("<box>") : -len("</box>")]
 NEARLY = st.tuples(SPELLINGS, st.integers(0, 19), st.integers(0, 2), st.text("0123456789(), -", max_size=2)).map(
     lambda drawn: drawn[0][: drawn[1]] + drawn[3] + drawn[0][drawn[1] + drawn[2] :]
 )
+
+
+def advance(shape: Shape, state: Coordinates, text: bytes) -> Coordinates | None:
+    """Return the state after some more bytes, or None if they cannot be part of a valid spelling."""
+    for byte in text:
+        after = step(shape, state, byte)
+        if after is None:
+            return None
+        state = after
+    return state
 
 
 def is_valid(text: str) -> bool:

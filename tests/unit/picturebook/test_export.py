@@ -1,13 +1,15 @@
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image, ImageChops
 
-from qwen_vl.errors import ConfigError
+from qwen_vl.errors import ConfigError, DiskError
 from qwen_vl.grounding.box import Box
 from qwen_vl.picturebook import export
 from qwen_vl.picturebook.catalog import COLOUR_BY_NAME, EVALUATION_SEED_START, KIND_BY_NAME
@@ -93,6 +95,20 @@ def test_an_empty_folder_is_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("exists", [True, False])
+def test_what_a_kill_left_is_swept_and_does_not_block(tmp_path: Path, exists: bool) -> None:
+    killed = (
+        "import os, sys; from qwen_vl.picturebook import export\nexport.draw_scene = lambda scene: os._exit(9)\nexport.write_book(0, 1, sys.argv[1])"
+    )
+    out = tmp_path / "book"
+    if exists:
+        out.mkdir()
+    assert subprocess.run([sys.executable, "-c", killed, str(out)], check=False).returncode == 9
+    assert len(list(tmp_path.rglob("*"))) > exists
+    write_book(0, 1, out)
+    assert [path.name for path in tmp_path.iterdir()] == ["book"] and sorted(os.listdir(out)) == ["annotations.jsonl", "pictures"]
+
+
+@pytest.mark.parametrize("exists", [True, False])
 def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exists: bool) -> None:
     out = tmp_path / "book"
     before = write_book(0, 2, out).read_bytes() if exists else b""
@@ -103,7 +119,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
         return draw_scene(scene)
 
     monkeypatch.setattr(export, "draw_scene", draw_two_then_fail)
-    with pytest.raises(ConfigError, match="No space left on device"):
+    with pytest.raises(DiskError, match="No space left on device"):
         write_book(10, 5, out, force=True)
     assert [path.name for path in tmp_path.iterdir()] == (["book"] if exists else [])
     if exists:
@@ -136,7 +152,7 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     out.write_text("a file")
     with pytest.raises(ConfigError, match="book is a file"):
         write_book(0, 1, out, force=True)
-    with pytest.raises(ConfigError, match="cannot write the picture book"):
+    with pytest.raises(ConfigError, match="cannot be written"):
         write_book(0, 1, out / "below")
     assert out.read_text() == "a file"
 
@@ -145,7 +161,7 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
 def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
     try:
-        with pytest.raises(ConfigError, match="cannot write the picture book"):
+        with pytest.raises(ConfigError, match="cannot be written"):
             write_book(0, 1, tmp_path / "book")
     finally:
         tmp_path.chmod(stat.S_IRWXU)

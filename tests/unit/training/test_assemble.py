@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
@@ -23,7 +21,7 @@ from qwen_vl.modeling.model import QWenLMHeadModel
 from qwen_vl.modeling.positions import resize_position_table, sine_position_table
 from qwen_vl.training import assemble as assembling
 from qwen_vl.training.assemble import assemble
-from qwen_vl.training.openclip import find_mlp_ratio, interleave_heads, separate_heads
+from qwen_vl.training.openclip import find_mlp_ratio, interleave_heads
 from tests.openclip import HEADS, LAYERS, MLP, PATCH, WIDTH, make_language, make_tower, save_vision, state_of
 from tests.tiny import make_checkpoint
 
@@ -299,13 +297,6 @@ def test_old_and_nested_files_of_torch_are_read(tmp_path: Path) -> None:
     torch.save([torch.zeros(1)], tmp_path / "list.bin")
     with pytest.raises(CheckpointError, match="something else than named tensors"):
         stored.open_tensors([tmp_path / "list.bin"])
-
-
-@given(heads=st.integers(1, 5), head_dim=st.integers(1, 4), columns=st.integers(0, 3))
-def test_interleaving_has_an_inverse(heads: int, head_dim: int, columns: int) -> None:
-    shape = (3 * heads * head_dim, *([columns] if columns else []))
-    fused = torch.arange(float(torch.Size(shape).numel())).view(shape)
-    assert torch.equal(separate_heads(interleave_heads(fused, heads), heads), fused)
 
 
 def test_the_released_layout_of_heads() -> None:

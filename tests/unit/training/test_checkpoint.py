@@ -57,7 +57,7 @@ def test_the_manifest_names_every_file(tmp_path: Path) -> None:
 def test_damage_is_named_and_latest_valid_takes_the_one_before(tmp_path: Path, damage: mock.Mock, message: str) -> None:
     before, newest = write(tmp_path, 5), write(tmp_path, 10)
     damage(newest)
-    with pytest.raises(CheckpointError, match=message + ".*--resume latest-valid"):
+    with pytest.raises(CheckpointError, match=message + ".*Delete that checkpoint"):
         find_checkpoint(tmp_path, "latest")
     assert find_checkpoint(tmp_path, "latest-valid") == before
     with pytest.raises(CheckpointError, match=message):

@@ -18,7 +18,7 @@ from qwen_vl.training.trainer import Resume, Summary, Trainer, TrainerSettings
 IGNORED = -100
 BATCH, DIM, NUM_CLASSES = 8, 6, 3
 SETTINGS = TrainerSettings(
-    steps=8, learning_rate=0.05, min_learning_rate=0.001, warmup_steps=2, weight_decay=0.1, log_steps=1, save_steps=3, keep=2, seed=5, curve=False
+    steps=8, learning_rate=0.05, min_learning_rate=0.001, warmup_steps=2, log_steps=1, save_steps=3, keep=2, seed=5, curve=False
 )
 EXACT = ("step", "loss", "lr", "grad_norm", "accuracy", "evaluation", "skipped", "reason", "ids")  # what a resumed run must repeat; times it cannot
 
@@ -88,7 +88,7 @@ def tiny_trainer(
         strategy or SingleStrategy(),
         settings,
         out=out,
-        make_optimizers=lambda module: make_adamw(module, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay),
+        make_optimizers=lambda module: make_adamw(module, learning_rate=settings.learning_rate, weight_decay=0.1),
         fingerprint={"seed": settings.seed, "data": "tiny"} if fingerprint is None else fingerprint,
         save_model=save,
         **hooks,

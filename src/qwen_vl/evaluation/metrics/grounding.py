@@ -8,7 +8,7 @@ The benchmark divides by 999, where drawing divides by 1000: each as the release
 
 from collections.abc import Iterable, Sequence
 
-from qwen_vl.grounding.box import BOX_MAX, iou
+from qwen_vl.grounding.box import iou, to_px_scoring
 
 MIN_IOU = 0.5
 MAX_NUMBER = 1e6  # no coordinate; a box that reaches so far overlaps with none
@@ -44,8 +44,7 @@ def box_iou(box: Sequence[float] | None, reference: Sequence[float], width: floa
     """Return the overlap of a box on the grid with a reference in pixels; 0.0 without a box or with inverted corners."""
     if box is None:
         return 0.0
-    x1, y1, x2, y2 = box
-    return iou((x1 / BOX_MAX * width, y1 / BOX_MAX * height, x2 / BOX_MAX * width, y2 / BOX_MAX * height), reference)
+    return iou(to_px_scoring(box, width, height), reference)
 
 
 def average_precision(found: Iterable[tuple[float, bool]], num_targets: int) -> float:

@@ -11,7 +11,7 @@ from qwen_vl.evaluation.metrics.grounding import MIN_IOU, average_precision, box
 from qwen_vl.evaluation.prepare import Preparation, file_name, locate
 from qwen_vl.evaluation.task import PICTURE, Pair, Prepared, Sample, Score, answer_of, mean
 from qwen_vl.evaluation.tasks.common import RecordTask
-from qwen_vl.grounding.box import BOX_MAX
+from qwen_vl.grounding.box import to_px_scoring
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ def to_px(answer: str, sample: Sample) -> list[float] | None:
     """Return the first box of an answer in pixels of the sample's picture, as scoring counts them."""
     box = first_box(answer)
     width, height = sample.extra["width"], sample.extra["height"]
-    return None if box is None else [edge / BOX_MAX * length for edge, length in zip(box, (width, height, width, height), strict=True)]
+    return None if box is None else list(to_px_scoring(box, width, height))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Fine-tuning data: records of a file become conversations, conversations samples, samples the batches of a run.
 
 records.py       file -> JSON values, one at a time
+conversation.py  what is said and shown, by whom
 formats.py       JSON value -> Conversation, whatever form it is in
 encoding.py      Conversation -> Sample: ids and labels
 plan.py          lengths -> which samples are run together, and when

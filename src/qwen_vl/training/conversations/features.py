@@ -9,7 +9,6 @@ does not depend on what else was in the batch, and a run that begins with a full
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from qwen_vl.processing.decoding import decode_picture
 from qwen_vl.processing.images import to_pixel_values
 from qwen_vl.processing.resolution import Resolution
 from qwen_vl.processing.sources import describe, read_source
+from qwen_vl.whole import whole_file
 
 TENSOR = "features"
 DEVICES = ("cpu", "cuda", "mps")
@@ -50,17 +50,6 @@ class KeyedPicture:
         key = hashlib.sha256(content).hexdigest()
         pixels = None if is_known(key) else to_pixel_values([decode_picture(content, describe(source))], resolution)[0][None]
         return cls(key, source, resolution, pixels)
-
-
-@dataclass(kw_only=True, slots=True)
-class CacheStatistics:
-    """How much a cache was worth."""
-
-    hits: int = 0
-    misses: int = 0
-    num_kept: int = 0  # pictures kept by this process
-    bytes: int = 0  # in memory, or in the folder
-    max_bytes: int
 
 
 class FeatureCache:
@@ -90,7 +79,7 @@ class FeatureCache:
         if max_bytes < 0:
             raise ConfigError(f"max_bytes={max_bytes} must not be negative.")
         self.visual, self.autocast = visual, autocast
-        self.statistics = CacheStatistics(max_bytes=max_bytes)
+        self.num_bytes, self.max_bytes = 0, max_bytes  # in memory, or in the folder
         self.memory: dict[str, Tensor] = {}
         self.folder = None if folder is None else folder / self._name_weights(visual)
         if self.folder is not None:
@@ -109,9 +98,7 @@ class FeatureCache:
         """Return what is kept, [1, image_slots, dim], or encode and keep it."""
         found = self._find(picture.key)
         if found is not None:
-            self.statistics.hits += 1
             return found
-        self.statistics.misses += 1
         pixels = picture.pixel_values
         if pixels is None:  # known when it was read, and lost since
             pixels = KeyedPicture.of(picture.source, picture.resolution).pixel_values
@@ -134,26 +121,23 @@ class FeatureCache:
     def _keep(self, key: str, features: Tensor) -> None:
         """Keep features if there is room."""
         size = features.numel() * features.element_size()
-        if self.statistics.bytes + size > self.statistics.max_bytes:
+        if self.num_bytes + size > self.max_bytes:
             return
         kept = features.cpu().contiguous().clone()
         if self.folder is None:
             self.memory[key] = kept
         elif not self._write(self._place(self.folder, key), kept):
             return
-        self.statistics.bytes += size
-        self.statistics.num_kept += 1
+        self.num_bytes += size
 
     def _write(self, place: Path, features: Tensor) -> bool:
         """Write a file whole or not at all. A disk that is full ends the keeping, not the run."""
-        part = place.with_name(f".{place.name}.part{os.getpid()}")
         try:
-            save_file({TENSOR: features}, part)
-            part.replace(place)
+            with whole_file(place) as work:
+                save_file({TENSOR: features}, work)
         except (OSError, SafetensorError) as error:
             logger.warning("Features of pictures are no longer kept: %s cannot be written (%s).", place.parent, error)
-            part.unlink(missing_ok=True)
-            self.statistics.max_bytes = self.statistics.bytes
+            self.max_bytes = self.num_bytes
             return False
         return True
 
@@ -161,7 +145,7 @@ class FeatureCache:
         """Make the tower's folder and count what it holds. Raises: ConfigError if it cannot be made."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self.statistics.bytes = sum(place.stat().st_size for place in folder.glob("*.safetensors"))
+            self.num_bytes = sum(place.stat().st_size for place in folder.glob("[!.]*.safetensors"))  # hidden ones are not whole yet
         except OSError as error:
             raise ConfigError(f"{folder} cannot keep features: {error.strerror}. Choose another folder.") from None
 

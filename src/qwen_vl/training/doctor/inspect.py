@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qwen_vl.errors import DataError, ImageError
+from qwen_vl.errors import DataError, ImageError, ImageMissingError
 from qwen_vl.processing.images import load_image
 from qwen_vl.processing.tokenization import QWenTokenizer
 from qwen_vl.prompt.content import PicturePath, split_pictures
@@ -91,8 +91,10 @@ class PictureChecker:
             return "picture-address", name[:200]
         try:
             return load_image(name).size
+        except ImageMissingError as error:
+            return "picture-missing", str(error)
         except ImageError as error:
-            return ("picture-missing" if "does not exist" in str(error) else "picture-unreadable"), str(error)
+            return "picture-unreadable", str(error)
 
 
 class Doctor:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from transformers import GenerationConfig
 
 from qwen_vl.modeling.configuration import QWenConfig
@@ -115,14 +114,3 @@ def align_queries(pool: Resampler, num_patches: int) -> None:
     pool.ln_kv.weight.fill_(CONTENT_SCALE)
     torch.nn.init.normal_(pool.attn.in_proj_weight[2 * dim :], std=dim**-0.5 / CONTENT_SCALE)
     torch.nn.init.normal_(pool.attn.out_proj.weight, std=dim**-0.5)
-
-
-def attention_of_queries(pool: Resampler, num_patches: int) -> Tensor:
-    """Return how much each query attends to each place by position alone, [num_heads, num_queries, num_patches]."""
-    keys = resize_position_table(pool.pos_embed, num_patches)
-    dim = keys.shape[1]
-    weights, biases = pool.attn.in_proj_weight, pool.attn.in_proj_bias
-    query = torch.nn.functional.linear(pool.ln_q(pool.query) + pool.pos_embed, weights[:dim], biases[:dim])
-    key = torch.nn.functional.linear(keys, weights[dim : 2 * dim], biases[dim : 2 * dim])
-    heads = [states.unflatten(-1, (pool.attn.num_heads, -1)).transpose(0, 1) for states in (query, key)]
-    return (heads[0] @ heads[1].transpose(-2, -1) * pool.attn.head_dim**-0.5).softmax(dim=-1)

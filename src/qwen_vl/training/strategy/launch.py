@@ -9,13 +9,13 @@ Several processes are started by `torchrun --nproc_per_node N` or `accelerate la
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 from torch import distributed as dist
 
 from qwen_vl.errors import CapacityError, ConfigError
+from qwen_vl.surroundings import Place, is_lost_peer, read_place
 
 from ..settings import FinetuneSettings
 from .base import Strategy
@@ -25,43 +25,8 @@ from .fsdp2 import FSDP2Strategy
 from .group import GroupStrategy
 from .single import SingleStrategy
 
-STRATEGIES = {
-    "auto": "single for one process, ddp for several",
-    "single": "one process",
-    "ddp": "each process holds model and optimizer",
-    "fsdp2": "model and optimizer are sharded over the processes",
-    "zero2": "DeepSpeed: gradients and optimizer are sharded; any other file with --deepspeed FILE",
-    "zero3": "DeepSpeed: the model too",
-}
 TIMEOUT = timedelta(minutes=60)  # of one exchange: while one process writes a large model, the others wait
 LAUNCHER = "torchrun --nproc_per_node 2 -m qwen_vl finetune .."
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
-    """Who this process is."""
-
-    rank: int = 0
-    local_rank: int = 0  # among those of this machine
-    world_size: int = 1
-    is_launched: bool = False  # by torchrun or its like
-
-
-def read_place(environment: Mapping[str, str]) -> Place:
-    """Read what torchrun or accelerate say. Raises: ConfigError if they say half of it, or what cannot be."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    given = [name for name in names if name in environment]
-    if "WORLD_SIZE" not in given and "RANK" not in given:
-        return Place()
-    if missing := [name for name in names if name not in given]:
-        raise ConfigError(f"The environment has {', '.join(given)} but not {', '.join(missing)}: start the processes with {LAUNCHER}")
-    try:
-        rank, world_size, local_rank = (int(environment[name]) for name in names[:3])
-    except ValueError:
-        raise ConfigError(f"RANK, WORLD_SIZE and LOCAL_RANK are not whole numbers: {', '.join(environment[name] for name in names[:3])}") from None
-    if not (0 <= rank < world_size and 0 <= local_rank < world_size):
-        raise ConfigError(f"RANK={rank} and LOCAL_RANK={local_rank} do not fit WORLD_SIZE={world_size}; start the processes with {LAUNCHER}")
-    return Place(rank=rank, local_rank=local_rank, world_size=world_size, is_launched=True)
 
 
 def choose(settings: FinetuneSettings, place: Place, environment: Mapping[str, str]) -> tuple[str, str | None]:
@@ -120,7 +85,7 @@ def launch(settings: FinetuneSettings, environment: Mapping[str, str] | None = N
     Raises: ConfigError if they do not fit each other; CapacityError in a process whose run ended because another process is gone.
     """
     environment = os.environ if environment is None else environment
-    place = read_place(environment)
+    place = read_place(environment, LAUNCHER)
     name, file = choose(settings, place, environment)
     device = choose_device(settings.device, place)
     if name == "single":
@@ -136,7 +101,7 @@ def launch(settings: FinetuneSettings, environment: Mapping[str, str] | None = N
             strategy = FSDP2Strategy(device, settings.precision) if name == "fsdp2" else DDPStrategy(device, settings.precision)
         yield strategy
     except RuntimeError as error:
-        if not _is_lost_peer(error):
+        if not is_lost_peer(error):
             raise
         raise CapacityError(f"Process {place.rank} lost another process of this run; what that one wrote before says why") from error
     finally:
@@ -156,9 +121,3 @@ def _start_group(place: Place, device: torch.device) -> None:
     else:
         os.environ["LOCAL_RANK"] = str(device.index or 0)  # DeepSpeed looks for its GPU there, and nowhere else
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)  # type: ignore[attr-defined]
-
-
-def _is_lost_peer(error: RuntimeError) -> bool:
-    """Tell whether an exchange failed because the process at its other end is gone."""
-    text = str(error)
-    return isinstance(error, dist.DistError) or any(sign in text for sign in ("Connection closed by peer", "Connection reset by peer", "Broken pipe"))

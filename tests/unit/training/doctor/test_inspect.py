@@ -94,6 +94,11 @@ def test_each_kind_is_found_and_agrees_with_training(check: Check, folder: Path,
     assert all(finding.record == 1 and finding.found for finding in examination.findings)
 
 
+def test_a_file_is_not_missing_because_of_its_name(check: Check, folder: Path) -> None:
+    (folder / "does not exist.png").write_bytes(b"no picture")
+    assert kinds(check(say(show("a", "does not exist.png"), "b"))) == ["picture-unreadable"]
+
+
 def test_every_kind_has_a_case(check: Check) -> None:
     assert {kind for _, found in CASES for kind in found} == set(KINDS) - {"json", "same-content", "same-id"}
 

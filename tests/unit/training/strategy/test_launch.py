@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from qwen_vl.errors import ConfigError
+from qwen_vl.surroundings import Place
 from qwen_vl.training.settings import FinetuneSettings
 from qwen_vl.training.strategy import deepspeed, launch
-from qwen_vl.training.strategy.launch import Place, choose, choose_device, read_place
+from qwen_vl.training.strategy.launch import choose, choose_device
 from qwen_vl.training.strategy.single import SingleStrategy
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
@@ -18,26 +19,6 @@ RELEASED = Path(__file__).parents[4] / "finetune"
 
 def settings(**values: Any) -> FinetuneSettings:
     return FinetuneSettings(model_name_or_path="m", data_path="d", output_dir="o", **values)
-
-
-class TestPlace:
-    def test_reads_torchrun(self) -> None:
-        assert read_place(TORCHRUN) == TWO
-        assert read_place({"LOCAL_RANK": "0"}) == Place()
-
-    @pytest.mark.parametrize(
-        ("change", "message"),
-        [
-            ({"MASTER_PORT": None}, "not MASTER_PORT"),
-            ({"RANK": "one"}, "not whole numbers"),
-            ({"RANK": "2"}, "RANK=2"),
-            ({"WORLD_SIZE": None}, "not WORLD_SIZE"),
-        ],
-    )
-    def test_refuses_half_an_environment(self, change: dict[str, str | None], message: str) -> None:
-        environment = {name: value for name, value in {**TORCHRUN, **change}.items() if value is not None}
-        with pytest.raises(ConfigError, match=message):
-            read_place(environment)
 
 
 class TestChoice:
@@ -78,9 +59,6 @@ class TestChoice:
         with launch.launch(settings(device="cpu"), {}) as strategy:
             assert isinstance(strategy, SingleStrategy)
             assert not torch.distributed.is_initialized()
-
-    def test_knows_the_names(self) -> None:
-        assert set(launch.STRATEGIES) == {"auto", "single", "ddp", "fsdp2", "zero2", "zero3"}
 
 
 class TestDevice:
