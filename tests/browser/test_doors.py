@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from qwen_vl.serving.web.door import is_open
+from qwen_vl.serving.web.texts import EN
 from tests.browser.conftest import DEADLINE_MS
 from tests.integration.bad_requests import CATALOGUE, probe
-from tests.integration.serving import start_server
+from tests.integration.serving import start_server, wait_until
 from tests.integration.test_bad_input import bytes_of, check_form
 from tests.integration.wire import exchange
 
@@ -150,6 +151,37 @@ def test_paths_of_the_protocols_keep_their_own_refusals(tmp_path: Path) -> None:
                 assert reply.headers["allow"]
         assert server.client.get("/").status_code == 200
         assert server.ask().status_code == 200
+
+
+def test_a_server_that_is_told_to_stop_lets_the_pages_answer_end(tmp_path: Path) -> None:
+    """F09 for the page: with an engine that takes its time, SIGTERM comes while an answer is written."""
+    program = tmp_path / "slow.py"
+    program.write_text(
+        "import sys, time\n"
+        "from qwen_vl import cli\n"
+        "from qwen_vl.engine.engine import Engine\n"
+        "step = Engine.step\n"
+        "Engine.step = lambda self, *rest: (time.sleep(0.05), step(self, *rest))[1]\n"
+        "sys.exit(cli.main())\n"
+    )
+    with start_server(tmp_path, "--web", "--grace", "60", program=(str(program),)) as server:
+        dependencies = server.client.get("/config").json()["dependencies"]
+        number = next(each["id"] for each in dependencies if each["targets"][0][1] == "ask")
+        event = {"data": [0, 1, 256, "off", False, "", False], "event_data": {"example": 1}, "fn_index": number, "session_hash": "me"}
+        assert server.post("/gradio_api/queue/join", json=event | {"trigger_id": None}).status_code == 200
+        shown = ""
+        with server.client.stream("GET", "/gradio_api/queue/data?session_hash=me") as events:
+            for line in events.iter_lines():
+                shown += line
+                if "process_generating" in line and "data-busy" in line and server.health == 200:
+                    server.process.send_signal(signal.SIGTERM)
+                    wait_until(lambda: server.health != 200, "the health says that it stops")
+                if "process_completed" in line:
+                    break
+        assert "data-busy" in shown
+        assert 'data-action=\\"again' in shown  # the whole answer, with what can be done with it
+        assert EN.errors["shutting_down"] not in shown
+        assert server.process.wait(DEADLINE_MS / 1000) == 0
 
 
 @contextmanager
