@@ -533,15 +533,16 @@ def too_many_pictures() -> list[Probe]:
 @case("B54b")
 def too_many_parts() -> list[Probe]:
     parts, pieces = [text("")] * 20_000, [{"text": ""}] * 20_000
-    counts = {"too_many_parts", "too_many_fields"}
+    counts = {"too_many_parts", "too_many_values"}
     half = [{"role": "user", "content": [text("a")] * 600}] * 2
     return [
         probe(ask(*parts), 400, counts),
         probe({"model": "nano", "prompt": parts}, 400, counts, path="/v1/completions"),
         probe({"model": "nano", "input": {"messages": [{"role": "user", "content": pieces}]}}, 400, path=GENERATION),
         probe(ask(messages=half), 400, "too_many_parts", param="messages"),
-        *(probe(ask(**{name: [5] * MIB}), 400, "invalid_value", param=name) for name in ("stop", "tools", "functions")),
-        probe(ask(**{f"x{number}": 1 for number in range(100_000)}), 400, "too_many_fields"),
+        *(probe(ask(**{name: [5] * 200_000}), 400, "invalid_value", param=name) for name in ("stop", "tools", "functions")),
+        probe(ask(metadata={"a": [[]] * MIB}), 400, "too_many_values"),
+        probe(ask(**{f"x{number}": 1 for number in range(100_000)}), 400, "too_many_values"),
     ]
 
 

@@ -96,6 +96,7 @@ MUTATIONS: dict[str, Mutation] = {
     "length of a body": (put("serving.security", "Guard._check_length", nothing), GUARD),
     "doubled keys": (put("serving.body", "_Objects.make", lambda _, pairs: dict(pairs)), BODY),
     "number of fields": (put("serving.body", "MAX_FIELDS", 10**9), BODY),
+    "number of values": (put("serving.body", "MAX_MARKS", 10**9), BODY),
     "number of parts": (put("serving.openai", "check_size", nothing), SIZES),
     "secret names of owners": (put("serving.security", "secrets", SimpleNamespace(token_bytes=bytes)), GUARD),
     "NaN": (put("serving.body", "_refuse_constant", float), BODY),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from qwen_vl.serving import decoder, uploads
+from qwen_vl.serving import body, decoder, schemas, security, uploads
 from qwen_vl.serving.settings import ServeSettings
 from tests.integration.serving import DEADLINE_S, KEY, Server, start_server
 
@@ -83,6 +83,8 @@ def test_limits_of_the_table_are_the_defaults() -> None:
         assert value in table
     assert f"{plain.max_image_pixels // 10**6} million pixels; one side at most {decoder.DecoderLimits().max_aspect} times" in table
     assert f"{plain.max_text_chars:,} characters, {plain.max_messages:,} messages" in table
+    lists = f"{plain.max_parts:,} parts of content, {schemas.MAX_TOOLS} tools, {body.MAX_FIELDS:,} fields, {body.MAX_MARKS:,} commas"
+    assert lists in table and f"{security.MAX_HEADERS} headers" in table
     assert f"{plain.max_choices}; {plain.max_logprobs}; {plain.max_stops} strings of {plain.max_stop_chars}" in table
     assert f"{plain.max_running}; {plain.max_waiting} (" in table
     assert f"per key {kept.max_owner_files} files and {kept.max_owner_bytes >> 20} MiB" in PAGE

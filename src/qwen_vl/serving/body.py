@@ -21,6 +21,7 @@ Checked = TypeVar("Checked")
 
 SMALL_BYTES = 64 * 1024  # parsed in the event loop; more goes to a thread
 MAX_FIELDS = 2**15  # of all objects of a body: pydantic takes some microseconds to tell of one that is wrong, and lets nobody else run meanwhile
+MAX_MARKS = 2**19  # commas and brackets, half of them for texts: they bound the number of values, and to parse ten million lists takes seconds
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 # What is wrong with a value, by pydantic's name for it.
@@ -96,7 +97,10 @@ async def _read(request: Request, settings: ServeSettings) -> bytes:
 
 
 def parse(content: bytes) -> dict[str, Any]:
-    """Parse a JSON object: no NaN, no infinity, no key twice, no half characters, not too many fields. Raises: ServeError 400."""
+    """Parse a JSON object: no NaN, no infinity, no key twice, no half characters, not too many values. Raises: ServeError 400."""
+    if sum(map(content.count, (b",", b"[", b"{"))) > MAX_MARKS:
+        message = f"A body may have at most {MAX_MARKS} commas and brackets, those of texts among them."
+        raise ServeError(400, "too_many_values", message)
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
@@ -125,7 +129,7 @@ class _Objects:
         """Return an object. Raises: ServeError 400."""
         self.num_fields += len(pairs)
         if self.num_fields > MAX_FIELDS:
-            raise ServeError(400, "too_many_fields", f"The objects of a body may have at most {MAX_FIELDS} fields.")
+            raise ServeError(400, "too_many_values", f"The objects of a body may have at most {MAX_FIELDS} fields.")
         found = dict(pairs)
         if len(found) < len(pairs):
             raise ServeError(400, "duplicate_key", "The body gives a field twice.")

@@ -37,7 +37,9 @@ GOOD: dict[str, Any] = {"model": "nano", "messages": [{"role": "user", "content"
         (b'{"\\udc00": 1}', "invalid_encoding"),
         (b'{"a": 1, "a": 2}', "duplicate_key"),
         (b'{"x": [{"a": 1, "a": 1}]}', "duplicate_key"),
-        (b'{"x": [' + b",".join([b'{"a": 1, "b": 2}'] * 2**14) + b"]}", "too_many_fields"),
+        (b'{"x": [' + b",".join([b'{"a": 1, "b": 2}'] * 2**14) + b"]}", "too_many_values"),
+        (b'{"a": [' + b"[]," * 10_000_000 + b"1]}", "too_many_values"),
+        (b'{"a": [' + b"5," * 2**19 + b"1]}", "too_many_values"),
     ],
 )
 def test_what_is_no_strict_json_is_refused(content: bytes, code: str) -> None:
@@ -45,7 +47,7 @@ def test_what_is_no_strict_json_is_refused(content: bytes, code: str) -> None:
     with pytest.raises(ServeError) as caught:
         parse(content)
     assert (caught.value.status, caught.value.code) == (400, code)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 2
 
 
 def test_what_is_strict_json_is_read() -> None:
