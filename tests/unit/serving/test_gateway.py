@@ -203,6 +203,21 @@ def test_requests_are_counted_before_their_bodies_are_read() -> None:
     assert (refused.status_code, refused.json()["error"]["code"], refused.headers["retry-after"]) == (429, "overloaded", "1")
 
 
+def test_a_client_that_leaves_while_it_sends_is_no_fault_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    gateway, sent = gateway_to(Replicas()), list[Message]()
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"authorization", b"Bearer key"), (b"content-length", b"2")]
+    scope = {"type": "http", "method": "POST", "path": CHAT, "query_string": b"", "headers": headers}
+    asyncio.run(gateway.app(scope, receive, send))
+    assert sent[0]["status"] == 499 and not caplog.records and gateway.traffic.num_in_flight == 0
+
+
 @pytest.mark.parametrize("path", [CHAT, GENERATION])
 def test_a_cut_stream_ends_in_the_words_of_its_protocol(path: str) -> None:
     replicas = Replicas(lambda: Said(start("text/event-stream"), piece(b"data: 1\n\n", True), ReplicaLostError()))

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeAlias
 
 from fastapi import FastAPI, Request
 from prometheus_client import generate_latest
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import request_response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -100,7 +101,7 @@ class Gateway:
                 lent = lend(subject.handles, self.uploads, owner_of(request), self.settings.max_images)
                 held.enter_context(self.traffic.lending(sum(map(len, lent.values()))))
                 messages, start = await while_connected(request, self._begin(subject.key, plain_scope(request, len(body)), body, lent))
-            except ClientLeftError:
+            except (ClientLeftError, ClientDisconnect):  # the second while its body was read
                 return Response(status_code=499)  # nobody reads it
             except ServeError as error:
                 self.traffic.requests.labels(str(error.status)).inc()
