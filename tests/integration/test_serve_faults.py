@@ -79,7 +79,7 @@ def test_a_lack_of_memory_is_one_requests_alone(faulty: Faulty, place: str, coun
 
 @pytest.mark.parametrize("place", ["bug-sampler", "bug-route", "bug-stream"])
 def test_a_bug_is_one_requests_alone_and_tells_nothing(faulty: Faulty, place: str) -> None:
-    """F05: seven neighbours are what they are alone; neither the client nor the log sees the bug's words."""
+    """F05: those who come next are what they are alone; neither the client nor the log sees the bug's words."""
     server = faulty.server
     server.wait_idle()
     alone = [server.ask(f"Number {number}", temperature=0.9, seed=1, max_tokens=8).json()["choices"] for number in range(3)]
@@ -96,6 +96,27 @@ def test_a_bug_is_one_requests_alone_and_tells_nothing(faulty: Faulty, place: st
         together = list(pool.map(lambda number: server.ask(f"Number {number}", temperature=0.9, seed=1, max_tokens=8).json()["choices"], range(3)))
     assert together == alone
     assert "secret" not in server.log and "RuntimeError" in server.log
+
+
+def test_a_bug_in_one_of_eight_answers_leaves_seven_as_they_are_alone(tmp_path: Path) -> None:
+    """F05: the bug comes while all eight are written together."""
+    order = tmp_path / "fault"
+    with start_server(tmp_path, program=FAULTY, env={"FAULT": str(order)}) as server:
+
+        def ask(number: int) -> httpx.Response:
+            return server.ask(f"Number {number}", temperature=0.9, seed=number, max_tokens=40, min_tokens=40)
+
+        alone = [ask(number).json()["choices"] for number in range(8)]
+        before = server.gauges()
+        order.write_text("bug-sampler 200")  # of the passes of eight answers with forty tokens each
+        with ThreadPoolExecutor(8) as pool:
+            together = list(pool.map(ask, range(8)))
+        assert not order.read_text()
+        written, rounds = (server.gauges()[name] - before[name] for name in ("qwen_vl_engine_new_tokens", "qwen_vl_engine_rounds"))
+        assert written > 3 * rounds, "they were not written together"
+        (failed,) = (number for number, response in enumerate(together) if response.status_code != 200)
+        assert code_of(together[failed]) == "internal_error"
+        assert [each.json()["choices"] for each in together if each.status_code == 200] == alone[:failed] + alone[failed + 1 :]
 
 
 def leave_after(server: Server, num_bytes: int) -> None:
