@@ -63,29 +63,31 @@ def whole_folder(out: Path) -> Iterator[Path]:
     place = out.resolve()  # of a link, what it points to; "." has no name of its own
     work, old = place.with_name(f".{place.name}.part{os.getpid()}"), _old(place)
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        put_back(place)
-        for left in place.parent.glob(f".{escape(place.name)}.part*"):
-            if re.fullmatch(r"\d+", pid := left.name.removeprefix(f".{place.name}.part")) and start_time(int(pid)) is None:
-                shutil.rmtree(left, ignore_errors=True)
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-        yield work
-        for path in (*work.rglob("*"), work):
-            flush(path)
-        if place.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            place.rename(old)
-        work.rename(place)
-        flush(place.parent)
-    except (OSError, SafetensorError) as error:
-        found = system_error(error)
-        if found is None:
-            raise
-        raise cannot_write(out, found, "Name another folder, or make room.") from error
+        with writing(out, "Name another folder, or make room."):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            put_back(place)
+            _sweep_folders(place)
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir()
+            yield work
+            for path in (*work.rglob("*"), work):
+                flush(path)
+            if place.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                place.rename(old)
+            work.rename(place)
+            flush(place.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
         put_back(place)
+
+
+def _sweep_folders(place: Path) -> None:
+    """Remove what `whole_folder` left beside a folder when its process was killed."""
+    for left in place.parent.glob(f".{escape(place.name)}.part*"):
+        pid = left.name.removeprefix(f".{place.name}.part")
+        if pid.isdecimal() and start_time(int(pid)) is None:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def put_back(out: Path) -> None:
@@ -103,7 +105,19 @@ def _old(place: Path) -> Path:
     return place.with_name(f".{place.name}.old")
 
 
-def system_error(error: Exception) -> OSError | None:
+@contextmanager
+def writing(place: Path, remedy: str) -> Iterator[None]:
+    """Turn what the system refuses in the block into one line. Raises: DiskError for a full disk, ConfigError for all else."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        found = _system_error(error)
+        if found is None:
+            raise
+        raise cannot_write(place, found, remedy) from error
+
+
+def _system_error(error: Exception) -> OSError | None:
     """Return the system's error, None if it is none; safetensors has its number in the text alone."""
     if isinstance(error, OSError):
         return error

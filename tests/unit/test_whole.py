@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from qwen_vl import whole
 from qwen_vl.errors import ConfigError, DiskError
-from qwen_vl.whole import sweep_parts, whole_file, whole_folder
+from qwen_vl.whole import sweep_parts, whole_file, whole_folder, writing
 
 
 def fill(out: Path, content: str = "new") -> None:
@@ -160,3 +160,17 @@ def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
     (tmp_path / ".folder.part1").mkdir()
     sweep_parts(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, ".folder.part1"])
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), DiskError, "No space left.* Make room"),
+        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), DiskError, "No space left.* Make room"),
+        (PermissionError(errno.EACCES, "Permission denied"), ConfigError, "Permission denied"),
+        (SafetensorError("something else"), SafetensorError, "something else"),
+    ],
+)
+def test_failures_to_write_say_what_to_do(error: Exception, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message), writing(Path("out"), "Make room."):
+        raise error

@@ -28,7 +28,7 @@ from qwen_vl.modeling.configuration import PRECISION_FLAGS, QWenConfig
 from qwen_vl.modeling.folder import find_companions, read_folder
 from qwen_vl.modeling.shapes import check_tensors, expected_shapes
 from qwen_vl.modeling.stored import MAX_SHARD_BYTES, LazyTensor, open_tensors, write_shards
-from qwen_vl.whole import flush
+from qwen_vl.whole import flush, writing
 
 from .blocks import OneBlockDecoder, calibrate_block, round_block
 from .calibration import CalibrationSample, Embedder
@@ -36,7 +36,7 @@ from .dense import LAYERS, SUBLAYERS, DenseModel, block_prefix
 from .gptq import GPTQSettings
 from .loading import RELEASED_SETTINGS
 from .progress import Progress, Report, Summary
-from .work_folder import FOLDER, WorkFolder, check_free, part_folder, put_back, writing
+from .work_folder import FOLDER, WorkFolder, check_free, part_folder, put_back
 
 GPTQ, RTN = "gptq", "rtn"
 METHODS = (GPTQ, RTN)
@@ -81,7 +81,7 @@ def quantize(
     report = report or (lambda progress: None)
     own = {"method": method, **asdict(settings), "model": source.digest(report)}
     summary = Summary(out=str(out), method=method, group_size=settings.group_size, num_blocks=source.num_blocks)
-    with writing(out):
+    with writing(out, f"Mend that and run the same again: finished blocks are kept in {part_folder(out)}."):
         work = WorkFolder(part_folder(out), {**own, **(fingerprint or {})}, is_forced=is_forced)
         summary.num_resumed = len(work.finished)
         if len(work.finished) < source.num_blocks:

@@ -3,15 +3,14 @@
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from qwen_vl.errors import ConfigError, cannot_write
+from qwen_vl.errors import ConfigError
 from qwen_vl.whole import digest_file, flush, sweep_parts, whole_file
 
 from .dense import block_prefix
@@ -156,15 +155,6 @@ def remove_if_empty(folder: Path) -> None:
         folder.rmdir()
     except OSError:
         return
-
-
-@contextmanager
-def writing(out: Path) -> Iterator[None]:
-    """Turn failures to write into one line. Raises: DiskError or ConfigError."""
-    try:
-        yield
-    except OSError as error:
-        raise cannot_write(out, error, f"Mend that and run the same again: finished blocks are kept in {part_folder(out)}.") from error
 
 
 def _write(path: Path, content: bytes) -> None:

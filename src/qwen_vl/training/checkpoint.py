@@ -9,25 +9,20 @@ its name. Whatever moment a kill or a full disk chooses, there is either no such
     folder = find_checkpoint(out, "latest")
 """
 
-import errno
 import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from safetensors import SafetensorError
-
-from qwen_vl.errors import CheckpointError, DiskError
-from qwen_vl.whole import digest_file, flush, sweep_parts, system_error
+from qwen_vl.errors import CheckpointError
+from qwen_vl.whole import digest_file, flush, sweep_parts
 
 MANIFEST = "manifest.json"
 ASIDE = "discarded-"  # before the name of a checkpoint that a resumed run has left
 DELETE = "Delete that checkpoint to go on from the one before it."
-FULL = (errno.ENOSPC, errno.EDQUOT)
+RESUME = "What was complete before is still there: mend that or make room, then resume."
 logger = logging.getLogger(__name__)
 
 
@@ -143,22 +138,6 @@ def verify(folder: Path) -> None:
             raise CheckpointError(f"{folder} lacks {name}: the checkpoint is damaged.")
         if digest_file(folder / name) != digest:
             raise CheckpointError(f"{folder / name} is damaged: its hash is not the manifest's.")
-
-
-@contextmanager
-def writing(place: Path) -> Iterator[None]:
-    """Turn failures to write into one line that says what to do. Raises: DiskError for a full disk, CheckpointError for others."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        found = system_error(error)
-        if found is None:
-            raise
-        if found.errno in FULL:
-            raise DiskError(
-                f"{place} cannot be written: the disk is full. What was complete before is still there; make room, then resume."
-            ) from error
-        raise CheckpointError(f"{place} cannot be written: {found.strerror or found}. Mend that or name another folder, then resume.") from error
 
 
 def _remove(folder: Path) -> None:

@@ -22,11 +22,11 @@ from qwen_vl.errors import ConfigError
 from qwen_vl.lock import hold_folder
 from qwen_vl.modeling.fingerprint import name_model
 from qwen_vl.processing.resolution import Resolution
-from qwen_vl.whole import digest_file, flush
+from qwen_vl.whole import digest_file, flush, writing
 
 from .adapters import save_adapter
 from .building import DTYPES, is_chat, load_model, load_tokenizer, make_learner, make_optimizers
-from .checkpoint import writing
+from .checkpoint import RESUME
 from .conversations.conversation import Conversation
 from .conversations.features import FeatureCache
 from .conversations.formats import read_conversations
@@ -208,7 +208,7 @@ class _Run:
         summary = trainer.run(steps_from, resume, force=force_resume)
         state = strategy.model_state()
         if strategy.is_main:
-            with writing(out), hold_folder(out):
+            with writing(out, RESUME), hold_folder(out):
                 self._finish(out, state, summary)
         strategy.barrier()
         return self._summarize(out, summary) if strategy.is_main else None

@@ -38,6 +38,7 @@ from qwen_vl import errors
 from qwen_vl.errors import CheckpointError, ConfigError, DataError, DivergedError, QwenVLError
 from qwen_vl.lock import hold_folder
 from qwen_vl.surroundings import peak_memory_bytes
+from qwen_vl.whole import writing
 
 from . import checkpoint
 from .curves import draw_curve
@@ -190,7 +191,8 @@ class Trainer:
             resume: None begins anew; "latest" goes on from the newest checkpoint, or begins if there is none; "latest-valid" takes the newest
                 that is undamaged; a path takes that one.
             force: go on even if the fingerprint differs.
-        Raises: CheckpointError (damaged, or of another run), LockError, DiskError, DivergedError, DataError (the steps ended early).
+        Raises: CheckpointError (damaged, or of another run), LockError, ConfigError or DiskError (`out` cannot be written), DivergedError,
+            DataError (the steps ended early).
         """
         begun = time.monotonic()
         with ExitStack() as stack:
@@ -207,7 +209,7 @@ class Trainer:
                     stack.callback(self.metrics.close)
             self._train(steps_from)
             if self.strategy.is_main and self.settings.curve:
-                with checkpoint.writing(self.out):
+                with writing(self.out, checkpoint.RESUME):
                     draw_curve(self.out)
         assert self.saved is not None  # every run has at least one step, and the last is saved
         return Summary(
@@ -365,7 +367,7 @@ class Trainer:
 
     def _write(self, row: Row) -> None:
         if self.metrics is not None:
-            with checkpoint.writing(self.metrics.path):
+            with writing(self.metrics.path, checkpoint.RESUME):
                 self.metrics.write(row)
             if self.report is not None:
                 self.report({**row, "steps": self.settings.steps})
@@ -379,7 +381,7 @@ class Trainer:
         return self.strategy.sum(float(is_due)) > 0  # the main rank's clock counts
 
     def _save(self) -> None:
-        """Write a checkpoint, then remove the oldest. Raises: DiskError or CheckpointError, with nothing half-written left behind."""
+        """Write a checkpoint, then remove the oldest. Raises: DiskError or ConfigError, with nothing half-written left behind."""
         step, is_main = self.progress.step, self.strategy.is_main
         work = checkpoint.work_folder(self.out, step)
         self.progress.meter = self.meter.state()
@@ -418,7 +420,7 @@ class Trainer:
         """Run a block that may fail on one rank only: then it fails on all, and none waits for the others for ever."""
         failure: Exception | None = None
         try:
-            with checkpoint.writing(self.out):
+            with writing(self.out, checkpoint.RESUME):
                 yield
         except (QwenVLError, OSError) as error:
             failure = error
