@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from typing import Any
 
 import pytest
 
+import qwen_vl
 from tests.integration.serving import DEADLINE_S, KEY, Server, code_of, start_server, wait_until
 
 FAULTY = (str(Path(__file__).with_name("faulty_server.py")),)
@@ -187,6 +189,21 @@ def test_more_starts_that_cannot_work(tmp_path: Path) -> None:
     for arguments, code, words in cases:
         assert_refused(start_in_vain(*arguments), code, words)
     assert_refused(start_in_vain("--port", "0", env={"QWEN_VL_API_KEY": "a b"}), 2, "API key")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["cut short", "no header", "missing"])
+def test_a_shard_that_is_broken_is_named(tmp_path: Path, fault: str) -> None:
+    """F10."""
+    folder = tmp_path / "broken"
+    shutil.copytree(Path(qwen_vl.__file__).parent / "assets" / "nano", folder)
+    shard = min(folder.glob("*.safetensors"))
+    if fault == "missing":
+        shard.unlink()
+    else:
+        content = shard.read_bytes()
+        shard.write_bytes(content[:-1000] if fault == "cut short" else b"\xff" * 64 + content[64:])
+    assert_refused(start_in_vain("--port", "0", "--model", str(folder)), 1, shard.name if fault != "missing" else folder.name)
 
 
 def assert_refused(outcome: tuple[int, str], code: int, words: str) -> None:
