@@ -141,7 +141,7 @@ def test_settings_have_their_effect() -> None:
     [
         ({"model": "other"}, 404, "ModelNotFound"),
         ({"top_p": 5.0}, 400, "InvalidParameter.InvalidValue"),
-        ({"enable_search": True}, 400, "InvalidParameter.InvalidValue"),
+        ({"enable_search": True}, 400, "InvalidParameter.Unsupported"),
         ({"messages": question("https://example.com/a.png")}, 400, "InvalidParameter.RemoteImagesDisabled"),
         ({"messages": question("oss://mine/a.png")}, 400, "InvalidParameter.UploadNotFound"),
         ({"messages": question("/does/not/exist.png")}, 400, "InvalidParameter.InvalidImageUrl"),
