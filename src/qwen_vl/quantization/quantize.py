@@ -36,7 +36,7 @@ from .dense import LAYERS, SUBLAYERS, DenseModel, block_prefix
 from .gptq import GPTQSettings
 from .loading import RELEASED_SETTINGS
 from .progress import Progress, Report, Summary
-from .work_folder import FOLDER, WorkFolder, check_free, part_folder, put_back
+from .work_folder import FOLDER, WorkFolder, check_free, part_folder
 
 GPTQ, RTN = "gptq", "rtn"
 METHODS = (GPTQ, RTN)
@@ -75,7 +75,6 @@ def quantize(
         raise ConfigError(f"method={method!r} is none of {', '.join(METHODS)}.")
     if method == GPTQ and samples is None:
         raise ConfigError("GPTQ needs samples to calibrate on.")
-    put_back(out)
     check_free(out, model, is_forced=is_forced)
     source = DenseModel(model, settings.group_size, device)
     report = report or (lambda progress: None)

@@ -130,23 +130,24 @@ def part_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.part")
 
 
+def _put_back(out: Path) -> None:
+    """Undo a replacement of `out` that was cut between its two renames."""
+    old = part_folder(out) / OLD
+    if old.is_dir() and not out.exists():
+        old.rename(out)
+
+
 def check_free(out: Path, model: Path, *, is_forced: bool) -> None:
-    """Raise: ConfigError if `out` may not be written."""
+    """Raise: ConfigError if `out` may not be written. What a kill hid of it is put back first: it is not free."""
     if out.name in ("", ".."):
         raise ConfigError(f"{out} is no name for a folder. Name a new one.")
+    _put_back(out)
     if out.resolve() == model.resolve():
         raise ConfigError(f"{out} is the model itself. Name another folder.")
     if out.is_file():
         raise ConfigError(f"{out} is a file. Name a folder.")
     if out.is_dir() and any(out.iterdir()) and not is_forced:
         raise ConfigError(f"{out} is not empty. Add --force to replace it, or name another folder.")
-
-
-def put_back(out: Path) -> None:
-    """Undo a replacement of `out` that was cut between its two renames."""
-    old = part_folder(out) / OLD
-    if old.is_dir() and not out.exists():
-        old.rename(out)
 
 
 def remove_if_empty(folder: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from qwen_vl.errors import ConfigError
-from qwen_vl.quantization.work_folder import MANIFEST, WorkFolder, put_back
+from qwen_vl.quantization.work_folder import MANIFEST, WorkFolder, check_free
 
 
 def test_begun_anew_it_forgets_what_the_earlier_run_was_made_with(tmp_path: Path) -> None:
@@ -32,5 +32,13 @@ def test_what_a_kill_left_of_a_file_is_no_hindrance(tmp_path: Path) -> None:
     (folder / ".manifest.part123.json").write_text("{")
     (folder / "folder").mkdir()
     work.publish(out)
-    put_back(out)
     assert [path.name for path in tmp_path.iterdir()] == ["int4"]
+
+
+def test_what_a_kill_hid_is_not_replaced_without_force(tmp_path: Path) -> None:
+    hidden, out = tmp_path / "int4.part" / "old", tmp_path / "int4"
+    hidden.mkdir(parents=True)
+    (hidden / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="--force"):
+        check_free(out, tmp_path / "dense", is_forced=False)
+    assert (out / "config.json").exists()
