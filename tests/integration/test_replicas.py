@@ -147,14 +147,15 @@ def test_two_large_uploads_fit_one_question(server: str) -> None:
 
 def test_questions_about_one_picture_go_to_one_replica(server: str) -> None:
     seen: dict[int, set[str]] = {}
-    for shade in range(8):
-        content = io.BytesIO()
-        Image.new("RGB", (32, 32), (30 * shade, 0, 0)).save(content, "PNG")
-        uri = "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
-        for words in ("What is it?", "Where?"):
+    for words in ("What is it?", "Where?"):
+        for shade in range(8):
+            content = io.BytesIO()
+            Image.new("RGB", (32, 32), (30 * shade, 0, 0)).save(content, "PNG")
+            uri = "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
             message = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": uri}}, {"type": "text", "text": words}]}
             answer = post(server, {"model": "nano", "messages": [message], "max_tokens": 4})
             seen.setdefault(shade, set()).add(answer.headers["x-replica"])
+        time.sleep(2)  # for Ray to tell the gateway who knows what
     assert all(len(names) == 1 for names in seen.values())
     assert len(set.union(*seen.values())) == 2  # fails by luck once in 128 times
 
@@ -205,14 +206,15 @@ def test_a_killed_replica_loses_nothing_that_had_not_begun(server: str) -> None:
 
     async def ask_all() -> list[httpx.Response]:
         async with httpx.AsyncClient(base_url=server, headers={"Authorization": f"Bearer {KEY}"}, timeout=SECONDS) as client:
-            asked = [client.post(CHAT, json=question(f"Hello {n}", min_tokens=400, max_tokens=400)) for n in range(24)]
+            asked = [client.post(CHAT, json=question(f"Hello {n}", min_tokens=800, max_tokens=800)) for n in range(24)]
             waiting, pid = asyncio.gather(*asked), pids_of_replicas()[0]
             while "qwen_vl_gateway_in_flight 24.0" not in (await client.get("/metrics")).text:
                 await asyncio.sleep(0.05)
+            await asyncio.sleep(1)  # for the replicas to have begun
             os.kill(pid, signal.SIGKILL)
             return list(await waiting)
 
-    alone = post(server, question("Hello 0", min_tokens=400, max_tokens=400)).json()["choices"][0]["message"]["content"]
+    alone = post(server, question("Hello 0", min_tokens=800, max_tokens=800)).json()["choices"][0]["message"]["content"]
     answers = asyncio.run(ask_all())
     assert [answer.status_code for answer in answers] == [200] * 24
     assert answers[0].json()["choices"][0]["message"]["content"] == alone
@@ -301,7 +303,7 @@ def test_a_replica_that_loses_its_engine_ends_and_another_answers(tmp_path: Path
         answer = post(url, question("Do not die", max_tokens=4))
         assert answer.status_code == 200, answer.text
         assert not flag.exists()
-        wait_until(lambda: len(before & set(pids_of_replicas())) == 1)
+        wait_until(lambda: before - set(pids_of_replicas()))
         assert "qwen_vl_gateway_retries_total 1.0" in httpx.get(f"{url}/metrics", timeout=SECONDS).text
         assert httpx.get(f"{url}/health", timeout=SECONDS).json() == {"status": "ok"}
         wait_until(lambda: len(pids_of_replicas()) == 2)
