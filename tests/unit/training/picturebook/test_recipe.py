@@ -45,15 +45,6 @@ def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
         read_recipe(tmp_path / "none.toml")
 
 
-def test_the_next_nano_goes_on_from_the_bundled_one() -> None:
-    """Its stages up to `tasks` are the bundled checkpoint's, so that a run of one is a beginning of the other."""
-    bundled, following = (read_recipe(RECIPES / name) for name in ("nano.toml", "nano_v3.toml"))
-    assert (following.model, following.seed) == (bundled.model, bundled.seed)
-    assert following.stages[:5] == bundled.stages[:5]
-    reading = following.stages[5]
-    assert reading.letter_weight and reading.page_share and reading.strange_share and "letters" in reading.train
-
-
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -69,7 +60,7 @@ def test_the_next_nano_goes_on_from_the_bundled_one() -> None:
 )
 def test_settings_of_a_stage_must_fit(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "recipe.toml"
-    text = (RECIPES / "nano_v3.toml").read_text(encoding="utf-8")
+    text = NANO.read_text(encoding="utf-8")
     path.write_text(text.replace('name = "tasks"', f'name = "tasks"\n{line}'), encoding="utf-8")
     with pytest.raises(ConfigError, match=message):
         read_recipe(path)
@@ -85,7 +76,7 @@ def test_an_optional_number_is_a_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", ["page_share = 0.1", "strange_share = 0.1", "letter_weight = 0.1"])
 def test_symbols_are_of_scenes_alone(tmp_path: Path, line: str) -> None:
     path = tmp_path / "recipe.toml"
-    text = (RECIPES / "nano_v3.toml").read_text(encoding="utf-8")
+    text = NANO.read_text(encoding="utf-8")
     path.write_text(text.replace('objective = "symbols"', f'objective = "symbols"\n{line}'), encoding="utf-8")
     with pytest.raises(ConfigError, match="symbols are of scenes"):
         read_recipe(path)
