@@ -70,6 +70,7 @@ GOAL_OF: dict[tuple[str, str] | str, str] = {
 }
 ELSEWHERE = {  # records of quality, not of speed
     "int4_nano": "what four bits cost the bundled model, task by task: [quantization](quantization.md)",
+    "nano_shapes": "what pictures that keep their shape are worth: [picture sizes](resolution.md)",
     "nano_lora": "what adapters teach the bundled model in minutes: [fine-tuning](finetuning.md)",
 }
 PEERS = {"dynamic": "dynamic padding", "maximum": "padding to the maximum", "peer": "transformers"}

@@ -1,4 +1,4 @@
-"""Puts the exam about shape and size to two checkpoints, and writes what it found into docs/resolution.md.
+"""Puts the exam about shape and size to two checkpoints, and writes what it found into docs/resolution.md and its translation.
 
 OMP_NUM_THREADS=1 .venv/bin/python scripts/score_shapes.py runs/nano_shapes/model runs/nano_squares/model [--scenes 300]
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "resolution.md"
+PAGES = [ROOT / "docs" / name for name in ("resolution.md", "resolution.zh.md")]
 RECORD = ROOT / "benchmarks" / "results" / "nano_shapes_cpu_2026-11.json"
 BEGIN, END = "<!-- exam of shapes: written by scripts/score_shapes.py -->", "<!-- end of the exam -->"
 
@@ -41,7 +41,7 @@ def main() -> None:
     ours, theirs = (QwenVL.load(model) for model in arguments.models)
     rows = compare_shapes(ours, theirs, arguments.scenes, first_seed, progress=show_progress)
     command = f"python scripts/score_shapes.py {' '.join(map(str, arguments.models))} --scenes {arguments.scenes}"
-    record = {"command": command, "num_scenes": arguments.scenes, "rows": [asdict(row) for row in rows]}
+    record = {"bench": "nano_shapes", "command": command, "num_scenes": arguments.scenes, "rows": [asdict(row) for row in rows]}
     print(render(record))
     if not arguments.dev:
         RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -59,12 +59,13 @@ def render(record: dict[str, Any]) -> str:
 
 
 def write_page() -> None:
-    """Replace what stands between the marks of the page."""
+    """Replace what stands between the marks of the pages."""
     record = json.loads(RECORD.read_text(encoding="utf-8"))
-    text = PAGE.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n{render(record)}\n{END}{after}", encoding="utf-8")
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        before, _, rest = text.partition(BEGIN)
+        _, _, after = rest.partition(END)
+        page.write_text(f"{before}{BEGIN}\n{render(record)}\n{END}{after}", encoding="utf-8")
 
 
 def show_progress(done: int, total: int) -> None:

@@ -94,5 +94,6 @@ def test_an_answer_can_be_stopped_and_the_conversation_goes_on(chat: Terminal) -
 
 def test_interrupting_at_the_prompt_ends_with_130(chat: Terminal) -> None:
     chat.read_until("> ")
+    time.sleep(0.5)  # readline notices an interrupt only once it waits for keys, a moment after it has shown the prompt
     chat.type("\x03")
     assert chat.wait() == 130

@@ -64,11 +64,13 @@ def script() -> ModuleType:
 
 
 def test_the_page_says_what_the_record_says(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = tmp_path / "page.md"
-    page.write_text(script.PAGE.read_text(encoding="utf-8"), encoding="utf-8")
-    monkeypatch.setattr(script, "PAGE", page)
+    copies = [tmp_path / page.name for page in script.PAGES]
+    texts = [page.read_text(encoding="utf-8") for page in script.PAGES]
+    for copy, text in zip(copies, texts, strict=True):
+        copy.write_text(text, encoding="utf-8")
+    monkeypatch.setattr(script, "PAGES", copies)
     script.write_page()
-    assert page.read_text(encoding="utf-8") == (ROOT / "docs" / "resolution.md").read_text(encoding="utf-8")
+    assert [copy.read_text(encoding="utf-8") for copy in copies] == texts
 
 
 def test_a_table(script: ModuleType) -> None:
