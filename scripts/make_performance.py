@@ -108,10 +108,13 @@ def figures(document: Document) -> Iterator[Figure]:
 
 def comparison(document: Document, row: Row) -> Figure:
     """Return the line of a ratio."""
+    task = row.get("what", "")
+    if task == "many":
+        task = f"{document['config']['requests']} requests"
     control = next((each for each in document["results"] if each.get("peer") == CONTROL and each.get("what") == row.get("what")), None)
     return Figure(
         goal=goal_of(document, row),
-        what=", ".join(filter(None, [shape_of(document), row.get("what", ""), f"beside {PEERS.get(row['peer'], row['peer'])}"])),
+        what=", ".join(filter(None, [shape_of(document), task, f"beside {PEERS.get(row['peer'], row['peer'])}"])),
         wanted="" if row.get("goal") is None else f"{row['goal']} x",
         value=f"{row['median']:.2f} x",
         spread=spread(row["quartiles"]),
