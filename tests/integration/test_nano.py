@@ -11,6 +11,7 @@ from PIL import Image
 
 from qwen_vl.api import QwenVL
 from qwen_vl.api.loading import BUNDLED
+from scripts.score_demo import compose
 from tests.timing import assert_within
 
 PICTURE = BUNDLED.parent / "demo" / "beach.png"
@@ -32,6 +33,7 @@ def test_the_demo_picture_is_the_picture_books() -> None:
     from qwen_vl.picturebook.drawing import draw_scene
     from qwen_vl.picturebook.scene import demo_scene
 
+    assert compose(0) == demo_scene(), "it is the first of forty, not one that was chosen"
     with Image.open(PICTURE) as picture:
         assert picture.convert("RGB").tobytes() == draw_scene(demo_scene()).tobytes()
 

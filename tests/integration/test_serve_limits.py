@@ -180,17 +180,17 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def test_i7_nothing_is_kept_of_requests(hold: Invariants) -> None:
-    """Of every kind the hundredth request leaves no more memory behind than the fiftieth did: 2 MiB for fifty, without what the caches hold."""
+    """Of every kind fifty requests more leave no more than 2 MiB behind, without what the caches hold."""
     server = hold.server
     kept: dict[str, float] = {}
     for name, fields in CASES.items():
         count = 4 if name == "megabytes" else 50
         after = []
-        for _ in range(3):
+        for _ in range(4):
             for _ in range(count):
                 assert server.ask(**{"max_tokens": 2, **fields}).status_code in (200, 400)
             server.wait_idle()
             gauges = server.gauges()
             after.append(server.memory_bytes - sum(gauges[f"qwen_vl_{cache}_cache_bytes"] for cache in ("prefix", "feature", "kv")))
-        kept[name] = (after[2] - after[1]) / MIB
+        kept[name] = min(after[2] - after[1], after[3] - after[2]) / MIB  # what is kept is kept each time, what a pool takes only once
     assert all(each <= 2 for each in kept.values()), kept

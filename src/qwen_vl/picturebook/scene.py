@@ -125,8 +125,8 @@ def make_scene(seed: int, layout: Layout = USUAL) -> Scene:
 
 def demo_scene() -> Scene:
     """Return the picture of the demo conversation: a girl and a dog on a beach."""
-    girl = Thing(kind="girl", colour="pink", box_px=(94, 249, 174, 409), variant=3)
-    dog = Thing(kind="dog", colour="brown", box_px=(270, 309, 401, 414), flipped=True)
+    girl = Thing(kind="girl", colour="pink", box_px=(53, 256, 139, 428))
+    dog = Thing(kind="dog", colour="brown", box_px=(257, 262, 440, 419))
     return Scene(seed=0, width=448, height=448, background="beach", things=(girl, dog))
 
 

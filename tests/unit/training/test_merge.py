@@ -75,7 +75,7 @@ def test_without_a_dtype_it_is_the_base_s(base: Path, adapter: Path, tmp_path: P
 def test_nano_answers_the_same(tmp_path: Path) -> None:
     """On the bundled checkpoint, about a picture: logits close, greedy answers identical."""
     nano = Path(__file__).parents[3] / "src" / "qwen_vl" / "assets" / "nano"
-    adapter = make_adapter(nano, tmp_path / "adapter", rank=4, alpha=8)
+    adapter = make_adapter(nano, tmp_path / "adapter", rank=4, alpha=32)
     out = merge_adapter(adapter, tmp_path / "merged", nano, dtype="float32")
     assert_complete(out, nano)
     attached = load_adapter(QWenLMHeadModel.from_pretrained(nano, dtype=torch.float32), adapter).eval()
