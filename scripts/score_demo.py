@@ -30,16 +30,17 @@ def compose(number: int) -> Scene:
     else:
         girl_x, dog_x = dice.randint(250, 428 - girl_size[0]), dice.randint(10, max(11, 215 - dog))
     girl_y, dog_y = dice.randint(225, 430 - girl), dice.randint(250, 436 - dog_size[1])
-    things = (
+    things = [
         Thing(kind="girl", colour="pink", box_px=(girl_x, girl_y, girl_x + girl_size[0], girl_y + girl_size[1]), text=None),
         Thing(kind="dog", colour="brown", box_px=(dog_x, dog_y, dog_x + dog_size[0], dog_y + dog_size[1]), text=None),
-    )
-    return Scene(seed=number, width=SIDE, height=SIDE, background="beach", things=things)
+    ]
+    from_the_back = tuple(sorted(things, key=lambda thing: thing.box_px[3]))
+    return Scene(seed=number, width=SIDE, height=SIDE, background="beach", things=from_the_back)
 
 
 def ask(vl: QwenVL, scene: Scene) -> tuple[bool, bool, bool]:
     """Return whether the Chinese sentence, the English one and the dog's box are right; things are named from left to right."""
-    picture, (girl, dog) = draw_scene(scene), scene.things
+    picture, (dog, girl) = draw_scene(scene), sorted(scene.things, key=lambda thing: thing.kind)
     names = [("a girl", "一个女孩"), ("a dog", "一只狗")]
     (first, first_zh), (second, second_zh) = names if girl.box_px[0] < dog.box_px[0] else reversed(names)
     chat = vl.chat()

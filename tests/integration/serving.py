@@ -258,11 +258,17 @@ def start_server(
 def start_scripted(folder: Path) -> Iterator[tuple[Server, Callable[[list[int]], Any]]]:
     """Run a server whose model writes what it is told to; the second is given the tokens of all answers from then on, none for its own."""
     script, names = folder / "script.json", folder / "names.json"
+
+    def tell(ids: list[int]) -> None:
+        part = script.with_suffix(".part")
+        part.write_text(json.dumps(ids))
+        part.replace(script)  # at once: the model reads it at every token, also after its reader has gone
+
     script.write_text("[]")
     names.write_text("{}")
     program = (str(Path(__file__).with_name("altered_server.py")),)
     with start_server(folder, program=program, env={"NAMES": str(names), "SCRIPT": str(script)}) as server:
-        yield server, lambda ids: script.write_text(json.dumps(ids))
+        yield server, tell
 
 
 class Invariants:

@@ -127,7 +127,7 @@ def demo_scene() -> Scene:
     """Return the picture of the demo conversation: a girl and a dog on a beach."""
     girl = Thing(kind="girl", colour="pink", box_px=(53, 256, 139, 428))
     dog = Thing(kind="dog", colour="brown", box_px=(257, 262, 440, 419))
-    return Scene(seed=0, width=448, height=448, background="beach", things=(girl, dog))
+    return Scene(seed=0, width=448, height=448, background="beach", things=(dog, girl))
 
 
 def _choose_things(dice: Dice, num_things: int, background: str, held_out: bool, sign_chance: float) -> list[Thing]:
