@@ -21,8 +21,7 @@ from torch import Tensor
 
 from benchmarks.measure import finish
 from qwen_vl.api import QwenVL
-from qwen_vl.api.loading import BUNDLED
-from qwen_vl.cli.quantize import Calibration
+from qwen_vl.api.loading import BUNDLED, load_tokenizer
 from qwen_vl.evaluation.picturebook import Question, answer_batch, mark, write_exam
 from qwen_vl.picturebook.catalog import DEVELOPMENT_SEED_START, EVALUATION_SEED_START
 from qwen_vl.picturebook.drawing import draw_scene
@@ -31,6 +30,7 @@ from qwen_vl.picturebook.scene import Scene
 from qwen_vl.processing.images import to_pixel_values
 from qwen_vl.quantization.gptq import GPTQSettings
 from qwen_vl.quantization.quantize import quantize
+from qwen_vl.training.conversations.calibration import CalibrationConversations
 
 CALIBRATION_SEED = 500_000_000  # far from those of nano's own training
 HELD_OUT = 100_000  # from the first scene of the exam to the first of the held-out loss
@@ -49,7 +49,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 def make(variant: str, model: Path, data: Path, num_samples: int, out: Path) -> dict[str, Any]:
     """Quantize the model and return what is said about it."""
     method, settings = VARIANTS[variant]
-    chosen = Calibration(model, data, num_samples, MAX_LENGTH, seed=0) if method == "gptq" else None
+    chosen = None
+    if method == "gptq":
+        chosen = CalibrationConversations(model, load_tokenizer(model), data, num_samples=num_samples, max_length=MAX_LENGTH, seed=0)
     summary = quantize(model, out, chosen, GPTQSettings(**settings), method=method).to_dict()
     del summary["out"]  # a temporary folder
     errors = summary.pop("errors").values()

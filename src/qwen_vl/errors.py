@@ -3,7 +3,9 @@
 The command line prints a `QwenVLError` as one `error:` line and leaves with its `exit_code`; anything else is a bug and keeps its traceback.
 """
 
+import difflib
 import errno
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -94,3 +96,9 @@ def cannot_write(name: object, error: OSError, remedy: str) -> QwenVLError:
     """Return the error of a path that cannot be written: `DiskError` when the disk is full, else `ConfigError`."""
     kind = DiskError if error.errno in (errno.ENOSPC, errno.EDQUOT) else ConfigError
     return kind(f"{name} cannot be written: {error.strerror or type(error).__name__}. {remedy}")
+
+
+def nearest(name: object, known: Iterable[object], *, most: int = 1) -> str:
+    """Return "; did you mean 'x'?", to follow what is said of a name that is none of those known; empty if none of them is like it."""
+    near = difflib.get_close_matches(str(name), [str(each) for each in known], n=most)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""

@@ -25,24 +25,30 @@ from qwen_vl.lock import start_time
 def whole_file(path: Path, *, remedy: str | None = None, is_flushed: bool = False) -> Iterator[Path]:
     """Give a name to write to, with the same suffix, that becomes `path` when the block ends, and of which nothing is left otherwise.
 
+    A link stays a link: what it points to is replaced. Pipes and devices are written to as they are.
+
     Args:
         remedy: what to do if the file cannot be written; None leaves the system's error as it is.
         is_flushed: wait until the content is on the disk before it gets its name: it then outlives a loss of power, too.
     Raises: with a remedy ConfigError or DiskError, else OSError.
     """
-    work = path.with_name(f".{path.stem}.part{os.getpid()}{path.suffix}")
+    place = Path(os.path.realpath(path)) if os.path.islink(path) else path
+    is_replaced = os.path.isfile(place) or not os.path.exists(place)
+    work = place.with_name(f".{place.stem}.part{os.getpid()}{place.suffix}") if is_replaced else path
     try:
         yield work
-        if is_flushed:
-            flush(work)
-        work.replace(path)
+        if is_replaced:
+            if is_flushed:
+                flush(work)
+            work.replace(place)
     except OSError as error:
         if remedy is None:
             raise
         raise cannot_write(path, error, remedy) from None
     finally:
-        with suppress(OSError):
-            work.unlink()
+        if is_replaced:
+            with suppress(OSError):
+                work.unlink()
 
 
 def sweep_parts(folder: Path) -> None:

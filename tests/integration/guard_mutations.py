@@ -1,12 +1,16 @@
 """Guards of the server, each with a way to take it away and the tests that must notice.
 
-A pytest plugin: `python -m pytest -p tests.integration.guard_mutations` with the guard's name in GUARD runs the tests without it.
+A pytest plugin: `python -m pytest -p tests.integration.guard_mutations` with the guard's name in GUARD runs the tests without it. As a program it is
+`qwen-vl` without the guard: `start_server` runs it instead, so tests of a real server notice too.
 """
 
+import asyncio
 import base64
 import os
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,8 +20,13 @@ Mutation = tuple[Callable[[], None], str]  # takes the guard away; the tests
 
 MEDIA, DECODER, UPLOADS = (f"tests/unit/serving/test_{name}.py" for name in ("media", "decoder", "uploads"))
 FORMS, GUARD, BODY = (f"tests/unit/serving/test_{name}.py" for name in ("forms", "guard", "body"))
-SIZES = "tests/unit/serving/test_sizes.py"
+SIZES, GATEWAY, SERVICE, WATCHDOG, PROTOCOL = (
+    f"tests/unit/serving/test_{name}.py" for name in ("sizes", "gateway", "service", "watchdog", "protocol")
+)
+DOOR = "tests/unit/serving/web/test_door.py"
 FETCH = "tests/unit/processing/test_fetch.py"
+PROMPTS, BEGIN, ENGINE = "tests/unit/api/test_prompts.py", "tests/unit/api/test_begin.py", "tests/unit/engine/test_engine.py"
+FAULTS, CATALOGUE = "tests/integration/test_serve_faults.py", "tests/integration/test_bad_input.py"  # of real servers
 
 
 def nothing(*_: Any, **__: Any) -> None:
@@ -67,6 +76,42 @@ def get_anybodys(store: Any, handle: str, _: str) -> bytes:
     return bytes(upload.content) if upload else b""
 
 
+async def nothing_soon(*_: Any, **__: Any) -> None:
+    """Wait for nothing."""
+
+
+async def never(*_: Any) -> None:
+    """Notice nothing."""
+    await asyncio.Event().wait()
+
+
+@contextmanager
+def anybody(*_: Any) -> Iterator[None]:
+    """Let everybody in."""
+    yield
+
+
+def without_time(module: str) -> Callable[[], None]:
+    """Return what lets a module wait for ever."""
+    return put(module, "asyncio", SimpleNamespace(**{**vars(asyncio), "timeout": lambda _: asyncio.timeout(None)}))
+
+
+def unlimited(idle_timeout_s: float, _: int) -> Any:
+    from qwen_vl.serving.protocol import BoundedProtocol
+
+    return type("Protocol", (BoundedProtocol,), {"idle_timeout_s": idle_timeout_s, "max_connections": 10**9})
+
+
+def digest_for_all(*arguments: Any) -> list[bytes]:
+    from qwen_vl.engine.prefixes import digest_blocks
+
+    return digest_blocks(*arguments[:4])
+
+
+def read_control_tokens(encoder: Any, text: str) -> list[int]:
+    return list(encoder.tokenizer.byte_pairs.encode(text, tuple(encoder.tokenizer.special_tokens)))
+
+
 MUTATIONS: dict[str, Mutation] = {
     "private addresses": (put("processing.fetch", "_is_global", lambda _: True), FETCH),
     "allowed hosts": (put("processing.fetch", "_resolve", resolve_only), FETCH),
@@ -102,10 +147,48 @@ MUTATIONS: dict[str, Mutation] = {
     "NaN": (put("serving.body", "_refuse_constant", float), BODY),
     "infinite numbers": (put("serving.body", "_finite", float), BODY),
     "half characters": (put("serving.body", "_SURROGATE", __import__("re").compile(rb"(?!)")), BODY),
+    "bytes of a body that come": (put("serving.security", "Guard._counted", lambda guard, *asked: guard.app(*asked)), GUARD),
+    "open addresses need keys": (put("serving.settings", "ServeSettings.is_local", True), GUARD),
+    "requests that may wait": (put("serving.service", "Service.admit", anybody), SERVICE),
+    "answers written at once": (put("serving.places", "Places.take", nothing_soon), "tests/unit/serving/test_places.py"),
+    "owners of prompts": (put("serving.service", "ChatRequest.owner", ""), SERVICE),
+    "an engine that hangs": (put("serving.watchdog", "MAX_TICK_S", 0.0), WATCHDOG),
+    "a preparing thread that hangs": (put("serving.watchdog", "Watchdog._some_work_hangs", lambda *_: False), WATCHDOG),
+    "connections at once": (put("serving.protocol", "bounded", unlimited), PROTOCOL),
+    "time of a silent connection": (put("serving.protocol", "BoundedProtocol._watch", nothing), PROTOCOL),
+    "time of a body": (without_time("serving.body"), f"{FAULTS}::test_slow_and_silent_connections_are_cut"),
+    "time of a reader": (without_time("serving.stream"), f"{FAULTS}::test_a_reader_that_does_not_read_is_dropped"),
+    "clients that leave": (put("serving.stream", "_gone", never), f"{FAULTS}::test_clients_that_leave_free_their_places"),
+    "limits of requests": (put("serving.openai", "check_limits", nothing), CATALOGUE),
+    "name of the model": (put("serving.openai", "check_model", nothing), CATALOGUE),
+    "routes of the page": (put("serving.web.door", "is_open", lambda *_: True), DOOR),
+    "policy of the page": (put("serving.web.door", "CONTENT_SECURITY_POLICY", ""), DOOR),
+    "requests of the gateway": (put("serving.scale.traffic", "Traffic.request", anybody), GATEWAY),
+    "pictures that the gateway lends": (put("serving.scale.traffic", "Traffic.lending", anybody), GATEWAY),
+    "headers of the gateway": (put("serving.scale.gateway", "MAX_HEADER_BYTES", 10**9), GATEWAY),
+    "time of a body at the gateway": (without_time("serving.scale.gateway"), GATEWAY),
+    "Ray's own addresses": (put("serving.scale.door", "RAYS", "/none/"), GATEWAY),
+    "prefixes of others": (put("engine.engine", "digest_blocks", digest_for_all), ENGINE),
+    "ids without a token": (put("engine.engine", "num_tokens_of", lambda model: model.config.vocab_size), ENGINE),
+    "pictures by their content": (put("api.pictures", "pixel_key", lambda _: "the same"), BEGIN),
+    "control tokens in texts": (put("api.prompts", "PlainEncoder._encode", read_control_tokens), PROMPTS),
+    "length of texts": (put("api.prompts", "MAX_TEXT_CHARS", 10**9), PROMPTS),
 }
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Take the named guard away."""
+def take_away() -> None:
+    """Take the guard away that the environment names, if any."""
     if name := os.environ.get("GUARD"):
         MUTATIONS[name][0]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Begin."""
+    take_away()
+
+
+if __name__ == "__main__":
+    from qwen_vl import cli
+
+    take_away()
+    sys.exit(cli.main())

@@ -34,6 +34,9 @@ DEADLINE_S = 60.0  # for what must happen, on a machine that may be busy
 BEACH = Path(__file__).parents[2] / "src/qwen_vl/assets/demo/beach.png"
 SECRET = "canary-words-of-a-prompt"  # stands in prompts, and must never stand in a log
 
+# Without a guard, where the tests run without one (guard_mutations).
+PROGRAM = ("-m", "tests.integration.guard_mutations") if "GUARD" in os.environ else ("-m", "qwen_vl")
+
 # What must not be told: addresses of memory, paths, libraries' words and tracebacks.
 LEAKS = re.compile(r"0x[0-9a-f]{6,}|(?:/(?:home|work|usr|tmp|etc|root|var|proc)/)|Traceback|File \"|site-packages|pydantic|PIL\.|torch\b|Exception\b")
 
@@ -218,7 +221,7 @@ def start_server(
     folder: Path,
     *arguments: str,
     key: str | None = KEY,
-    program: Sequence[str] = ("-m", "qwen_vl"),
+    program: Sequence[str] = PROGRAM,
     env: dict[str, str] | None = None,
 ) -> Iterator[Server]:
     """Run `qwen-vl serve` on a free port, with nano and short contexts, and end it afterwards.

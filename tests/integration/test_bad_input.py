@@ -5,6 +5,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.integration import bad_pictures as pictures
-from tests.integration.bad_requests import CATALOGUE, CHAT, JSON, Probe, ask, image, text
+from tests.integration.bad_requests import CATALOGUE, CHAT, GENERATION, JSON, Probe, ask, image, text
 from tests.integration.serving import KEY, LEAKS, Invariants, Server, start_server
 from tests.integration.wire import Reply, connect, exchange, head
 
@@ -29,20 +30,44 @@ class Brief(Invariants):
     CANARY_TOKENS = 16
 
 
+AUDITED = (str(Path(__file__).with_name("audited_server.py")),)
+
+
+class Audit:
+    """What the server has opened, connected to and started since the last look."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._seen = path, 0
+
+    def news(self) -> list[str]:
+        content = self._path.read_bytes()
+        found, self._seen = content[self._seen :].decode(), len(content)
+        return [line for line in found.splitlines() if "'/proc/self/" not in line]  # what /metrics tells of the process
+
+
 @pytest.fixture(scope="module")
-def hold(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Invariants]:
-    with start_server(tmp_path_factory.mktemp("server")) as server:
+def audit(tmp_path_factory: pytest.TempPathFactory) -> Audit:
+    return Audit(tmp_path_factory.mktemp("audit") / "notes")
+
+
+@pytest.fixture(scope="module")
+def hold(tmp_path_factory: pytest.TempPathFactory, audit: Audit) -> Iterator[Invariants]:
+    with start_server(tmp_path_factory.mktemp("server"), program=AUDITED, env={"AUDIT": str(audit._path)}) as server:
         good = image(pictures.uri(pictures.GOOD))
         for fields in (ask(), ask(good, text()), ask(stream=True), ask(n=2, logprobs=True), ask(boxes="any")):  # what loads at its first use
             assert server.post(json=fields).status_code == 200
+        for path in (GENERATION, "/v1/completions"):
+            server.post(path, json={})
         yield Brief(server)
 
 
 @pytest.fixture
-def server(hold: Invariants, request: pytest.FixtureRequest) -> Iterator[Server]:
-    """Give the server, and check the invariants around the test."""
+def server(hold: Invariants, audit: Audit, request: pytest.FixtureRequest) -> Iterator[Server]:
+    """Give the server, and check around the test that the invariants hold and that nothing was opened, connected to or started."""
+    audit.news()
     with hold(limit_s=120, max_peak_bytes=LARGE_BODY_BYTES if "slow" in request.keywords else PEAK_BYTES):
         yield hold.server
+    assert audit.news() == []
 
 
 @pytest.fixture
@@ -234,6 +259,34 @@ def test_b64_a_picture_is_encoded_once(server: Server) -> None:
     assert server.gauges()["qwen_vl_feature_cache_misses"] == before
 
 
+def num_encoded(server: Server) -> float:
+    return server.gauges()["qwen_vl_feature_cache_misses"]
+
+
+@pytest.mark.parametrize("extra", [{"uuid": "1"}, {"hash": "0" * 64}, {"detail": "low"}])
+def test_b65_what_a_client_says_of_a_picture_is_no_key(server: Server, extra: dict[str, str]) -> None:
+    """Different pictures of one name are different; one picture under other names is the same."""
+    one, other = (pictures.uri(pictures.encoded(pictures.picture(41, 42, seed=len(str(extra)) * seed))) for seed in (3, 5))
+    before, seen = num_encoded(server), []
+    for picture in (one, other):
+        reply = post(server, ask(image(picture, **extra), text(), max_tokens=1))
+        assert reply.status == 200 or (reply.status, reply.code) == (400, "unknown_field")
+        seen.append(reply.status)
+    assert num_encoded(server) == before + seen.count(200)
+    for picture in (one, other):
+        assert post(server, ask(image(picture), text(), max_tokens=1)).status == 200
+    assert num_encoded(server) == before + 2
+
+
+def test_b66_what_does_not_fit_is_refused_before_pictures_are_encoded(server: Server) -> None:
+    before = num_encoded(server)
+    new = [image(pictures.uri(pictures.encoded(pictures.picture(20, 21, seed=60 + number)))) for number in range(8)]
+    assert post(server, ask(*new, text("a " * 1900))).code == "context_length_exceeded"
+    assert num_encoded(server) == before
+    assert post(server, ask(*new, text())).status == 200
+    assert num_encoded(server) == before + 8
+
+
 def test_every_error_is_about_the_request_alone(server: Server) -> None:
     """Words of a prompt or a picture's text come back in no error (I3)."""
     word = "s3cr3t-w0rd"
@@ -282,7 +335,7 @@ def test_b84_slow_and_idle_connections_harm_nobody(server: Server) -> None:
         assert [read_one(sock).status for _ in range(3)] == [200] * 3
     half = exchange(server.address, good_head(len(body), Connection="close") + body, half_close=True)
     assert half.status in (0, 200)  # a half-closed connection may count as one that was closed
-    idle = [connect(server.address, 90) for _ in range(300)]
+    idle = [connect(server.address, 90) for _ in range(1000)]
     dripping = connect(server.address, 90)
     try:
         begin = time.monotonic()
@@ -296,7 +349,7 @@ def test_b84_slow_and_idle_connections_harm_nobody(server: Server) -> None:
             assert server.health == 200
             waits.append(time.perf_counter() - start)
             time.sleep(0.5)
-        assert sorted(waits)[len(waits) // 2] < 0.5  # 0.1 s is the aim; this machine is shared
+        assert sorted(waits)[len(waits) // 2] < 0.1  # half of them, as machines are shared
         for sock in (*idle, dripping):
             assert sock.recv(1) == b""  # cut, not answered
         assert time.monotonic() - begin < 60

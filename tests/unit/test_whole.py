@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,28 @@ def test_a_file_appears_at_the_end(tmp_path: Path) -> None:
         work.write_text("new")
         assert path.read_text() == "old" and work.suffix == ".png", "writers that go by the suffix find it"
     assert path.read_text() == "new" and os.listdir(tmp_path) == ["loss.png"]
+
+
+def test_what_a_link_to_a_file_points_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "link").symlink_to("below/file")
+    for content in ("old", "new"):  # the first time the link points to nothing yet
+        with whole_file(tmp_path / "link") as work:
+            work.write_text(content)
+        assert (tmp_path / "below" / "file").read_text() == content and (tmp_path / "link").is_symlink()
+    assert os.listdir(tmp_path / "below") == ["file"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_written_to(tmp_path: Path) -> None:
+    pipe, found = tmp_path / "pipe", list[str]()
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: found.append(pipe.read_text()), daemon=True)
+    reader.start()
+    with whole_file(pipe) as work:
+        work.write_text("content")
+    reader.join(60)
+    assert found == ["content"] and pipe.is_fifo()
 
 
 @pytest.mark.parametrize("is_flushed", [False, True])

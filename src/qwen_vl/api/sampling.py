@@ -5,7 +5,6 @@ Sampling.of(max_new_token=5)             # ConfigError: unknown setting 'max_new
 """
 
 import copy
-import difflib
 import math
 from dataclasses import dataclass, fields
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from qwen_vl.engine import SamplingParams
-from qwen_vl.errors import ConfigError
+from qwen_vl.errors import ConfigError, nearest
 from qwen_vl.grounding.grammar import BoxRule
 
 DEFAULT_MAX_NEW_TOKENS = 512
@@ -73,9 +72,8 @@ class Sampling:
         known = [field.name for field in fields(cls)]
         for name in settings:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."
-                raise ConfigError(f"unknown setting {name!r}; {hint}")
+                hint = nearest(name, known) or f"; there are {', '.join(known)}."
+                raise ConfigError(f"unknown setting {name!r}{hint}")
         return cls(**settings)
 
     @property

@@ -11,10 +11,7 @@ Examples:
     qwen-vl quantize --model weights/Qwen-VL-Chat --method rtn --group-size 32 --out int4-rtn --json
 """
 
-import hashlib
-import random
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,9 +24,7 @@ from qwen_vl.errors import ConfigError
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
-    from qwen_vl.quantization.calibration import CalibrationSample
     from qwen_vl.quantization.progress import Progress, Summary
-    from qwen_vl.training.conversations.encoding import Sample
 
 MIB = 2**20
 
@@ -67,18 +62,21 @@ def run(
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    from qwen_vl.api.loading import resolve_device, resolve_folder
+    from qwen_vl.api.loading import load_tokenizer, resolve_device, resolve_folder
     from qwen_vl.checkpoint_facts import check_folder
     from qwen_vl.lock import hold_folder
     from qwen_vl.quantization.gptq import GPTQSettings
     from qwen_vl.quantization.quantize import quantize
     from qwen_vl.quantization.work_folder import check_free, part_folder, remove_if_empty
+    from qwen_vl.training.conversations.calibration import CalibrationConversations
 
     settings = GPTQSettings(group_size=group_size, desc_act=act_order, damp_percent=damping)
     folder = resolve_folder(model)
     check_free(out, folder, is_forced=force)
     check_folder(folder)
-    chosen = Calibration(folder, data, samples, max_length, seed) if data else None
+    chosen = None
+    if data is not None:
+        chosen = CalibrationConversations(folder, load_tokenizer(folder), data, num_samples=samples, max_length=max_length, seed=seed)
     part = part_folder(out)
     make_folder(part)
     try:
@@ -110,61 +108,6 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(folder, error, "Name another folder.") from None
-
-
-class Calibration:
-    """Some conversations of a file as samples, their pictures loaded when their turn comes.
-
-    Raises: DataError naming the file, and the record, that cannot be used.
-    """
-
-    def __init__(self, folder: Path, data: Path, num_samples: int, max_length: int, seed: int) -> None:
-        from qwen_vl.api.loading import load_tokenizer
-        from qwen_vl.errors import DataError
-        from qwen_vl.modeling.configuration import QWenConfig
-        from qwen_vl.modeling.folder import read_json
-        from qwen_vl.processing.resolution import Resolution
-        from qwen_vl.training.conversations.encoding import Counts, Form, encode_conversation
-        from qwen_vl.training.conversations.formats import read_conversations
-
-        visual = QWenConfig.from_pretrained(folder).visual
-        self.resolution = Resolution.of(visual) if visual else None
-        conversations = read_conversations(data)
-        tokenizer, counts = load_tokenizer(folder), Counts(records=len(conversations))
-        generation = folder / "generation_config.json"
-        is_chat = generation.is_file() and read_json(generation).get("chat_format") == "chatml"
-        form: Form = "chatml" if is_chat else "plain"
-        random.Random(seed).shuffle(conversations)
-        self.samples: list[Sample] = []
-        for conversation in conversations:
-            if len(self.samples) < num_samples:
-                sample = encode_conversation(tokenizer, conversation, max_length, form=form, long="cut", counts=counts)
-                self.samples += [sample] if sample else []
-        if not self.samples:
-            raise DataError(f"{data}: no conversation is left to calibrate on: {counts}. Raise --max-length, or correct the data.")
-        self.samples.sort(key=lambda sample: sample.number)
-        with data.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        self.fingerprint: dict[str, Any] = {"data": digest, "num_samples": num_samples, "max_length": max_length, "seed": seed}
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __iter__(self) -> "Iterator[CalibrationSample]":
-        import torch
-
-        from qwen_vl.errors import DataError, ImageError
-        from qwen_vl.processing.images import load_pixel_values
-        from qwen_vl.quantization.calibration import CalibrationSample
-
-        for sample in self.samples:
-            if sample.pictures and self.resolution is None:
-                raise DataError(f"Record {sample.number} shows a picture, but this is a text-only model. Leave such records out.")
-            try:
-                pixels = load_pixel_values(list(sample.pictures), self.resolution) if sample.pictures and self.resolution else None
-            except ImageError as error:
-                raise DataError(f"Record {sample.number}: {error}") from None
-            yield CalibrationSample(input_ids=torch.tensor(sample.input_ids), pixel_values=pixels)
 
 
 class Watcher:

@@ -77,7 +77,7 @@ def run(
     from qwen_vl.serving.settings import MIB, ServeSettings
 
     settings = ServeSettings(
-        model_name=name or (Path(model).name if model and Path(model).exists() else model) or "nano",
+        model_name=name or (Path(model).resolve().name if model and Path(model).exists() else model) or "nano",
         host=host,
         port=port,
         api_keys=read_keys(api_key_file, os.environ.get(KEY_VARIABLE)),

@@ -38,7 +38,7 @@ def run(
     from qwen_vl.serving.web.page import mount_page
 
     keys = read_keys(api_key_file, os.environ.get(KEY_VARIABLE))
-    name = (Path(model).name if Path(model).exists() else model) if model else "nano"
+    name = (Path(model).resolve().name if Path(model).exists() else model) if model else "nano"
     settings = ServeSettings(model_name=name, host=host, port=port, api_keys=keys, allow_open=allow_open)
 
     def greet(url: str) -> None:

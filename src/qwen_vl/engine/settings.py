@@ -1,11 +1,10 @@
 """Bounds of an engine, those that suit a model and its machine, and what an engine says of itself."""
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from qwen_vl.errors import ConfigError
+from qwen_vl.errors import ConfigError, nearest
 from qwen_vl.modeling.model import QWenLMHeadModel
 
 from .kv_cache import SlotCache
@@ -43,8 +42,8 @@ class EngineSettings:
         names = [each.name for each in fields(cls)]
         for name in bounds:
             if name not in names:
-                nearest = difflib.get_close_matches(name, names, n=1)
-                raise ConfigError(f"{name!r} is no setting of the engine. {f'Did you mean {nearest[0]!r}?' if nearest else f'There are: {names}.'}")
+                hint = nearest(name, names) or f"; there are {', '.join(names)}."
+                raise ConfigError(f"{name!r} is no setting of the engine{hint}")
         cls(**{"kv_bytes": 1, "prefix_bytes": 0, "feature_bytes": 0, **bounds})
 
     @classmethod

@@ -7,7 +7,6 @@ wherever that has one; a name of Hugging Face's that has no effect here is refus
 needs torch: the command line reads its flags and their help from the fields.
 """
 
-import difflib
 import math
 import tomllib
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin
 
-from qwen_vl.errors import ConfigError
+from qwen_vl.errors import ConfigError, nearest
 
 PartMode = Literal["default", "frozen", "trained", "adapters"]
 
@@ -135,7 +134,7 @@ class FinetuneSettings:
         for entry in fields(self):
             choices, value = choices_of(entry), getattr(self, entry.name)
             if choices and value not in choices:
-                raise ConfigError(f"{entry.name}={value!r} is none of {', '.join(map(repr, choices))}{_nearest(value, choices)}")
+                raise ConfigError(f"{entry.name}={value!r} is none of {', '.join(map(repr, choices))}{nearest(value, choices)}")
         self._check_together()
 
     def _check_together(self) -> None:
@@ -288,7 +287,7 @@ def resolve(flags: Mapping[str, Any], recipe: Path | None = None) -> FinetuneSet
     preset = from_flags.pop("preset", from_file.pop("preset", None))
     from_file.pop("preset", None)
     if preset is not None and preset not in PRESETS:
-        raise ConfigError(f"preset={preset!r} is none of {', '.join(PRESETS)}{_nearest(preset, PRESETS)}")
+        raise ConfigError(f"preset={preset!r} is none of {', '.join(PRESETS)}{nearest(preset, PRESETS)}")
     chosen = {**PRESETS.get(preset or "", {}), **from_file, **from_flags}
     missing = [f"{name} (--{short})" for short, name in ALIASES.items() if name in REQUIRED and name not in chosen]
     if missing:
@@ -347,7 +346,7 @@ def check_name(name: str, place: str) -> None:
         raise ConfigError(f"{place}: {name} of Hugging Face's Trainer has no effect here; {REFUSED[name]}")
     known = [*FIELDS, *ALIASES, *_RELEASED_SWITCHES, "preset"]
     if name not in known:
-        raise ConfigError(f"{place}: there is no setting {name!r}{_nearest(name, known)}")
+        raise ConfigError(f"{place}: there is no setting {name!r}{nearest(name, known)}")
 
 
 def _with_method(values: dict[str, Any], place: str) -> dict[str, Any]:
@@ -380,8 +379,3 @@ def _typed(place: str, key: str, value: Any, kind: Any) -> Any:
         return tuple(value)
     names = {str: "a text", bool: "true or false", int: "a whole number", float: "a number", tuple[str, ...]: "a list of texts"}
     raise ConfigError(f"{place}: {key}={value!r} must be {names[kinds[0]]}")
-
-
-def _nearest(name: object, known: Any) -> str:
-    near = difflib.get_close_matches(str(name), [str(each) for each in known], n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""

@@ -34,6 +34,15 @@ def test_a_conversation_is_read_as_a_session_reads_it(vl: QwenVL, red: Image.Ima
     assert (second.answer.text, second.answer.usage) == (first.text, first.usage)
 
 
+def test_pictures_of_one_shape_are_told_apart(vl: QwenVL) -> None:
+    one, other = (Image.new("RGB", (32, 32), (11, 12, blue)) for blue in (13, 14))
+    before = vl.engine.statistics().features
+    for picture in (one, other, one):
+        vl.begin([user(picture, "what?")], max_new_tokens=1).answer  # noqa: B018  waits for it
+    after = vl.engine.statistics().features
+    assert (after.num_misses - before.num_misses, after.num_hits - before.num_hits) == (2, 1)
+
+
 def answered(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": text}
 

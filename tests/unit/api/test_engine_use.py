@@ -28,7 +28,7 @@ def test_bounds_reach_the_engine(chat_folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("bounds", "words"),
-    [({"prefix_byte": 1}, "Did you mean 'prefix_bytes'"), ({"zzz": 1}, "There are"), ({"feature_bytes": -1}, "must not be negative")],
+    [({"prefix_byte": 1}, "did you mean 'prefix_bytes'"), ({"zzz": 1}, "there are"), ({"feature_bytes": -1}, "must not be negative")],
 )
 def test_wrong_bounds_are_refused_before_anything_is_loaded(bounds: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):

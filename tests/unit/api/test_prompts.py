@@ -6,6 +6,7 @@ from PIL import Image
 from qwen_vl.api import QwenVL, prompts
 from qwen_vl.api.prompts import Question, encode_chat, encode_raw
 from qwen_vl.errors import PromptError
+from qwen_vl.processing.vocabulary import MAX_TEXT_CHARS
 
 SYSTEM = "You are a helpful assistant."
 WINDOW = 6144
@@ -88,3 +89,10 @@ def test_an_empty_question_is_refused(vl: QwenVL, red: Image.Image, question: st
         vl.ask(red, question)
     with pytest.raises(PromptError, match="question"):
         vl.stream(red, question)
+
+
+def test_a_text_without_end_is_refused_before_it_is_split(vl: QwenVL) -> None:
+    encode = prompts.PlainEncoder(vl.tokenizer)
+    assert encode("a b " * (MAX_TEXT_CHARS // 4))
+    with pytest.raises(PromptError, match=f"at most {MAX_TEXT_CHARS}"):
+        encode("a b " * (MAX_TEXT_CHARS // 4 + 1))

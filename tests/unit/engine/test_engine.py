@@ -107,6 +107,21 @@ class TestTurns:
             assert each.logprob == pytest.approx(float(expected[index, each.token_id]), abs=1e-4)
             assert [token for token, _ in each.alternatives] == expected[index].topk(2).indices.tolist()
 
+    @pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "seed": 3}, {"logprobs": 5}])
+    def test_rows_without_a_token_are_never_written(self, long_model: QWenLMHeadModel, make_engine: MakeEngine, settings: dict[str, Any]) -> None:
+        weight, least = long_model.lm_head.weight, long_model.config.image_start_id + 3
+        kept = weight.detach().clone()
+        with torch.no_grad():
+            weight[least] = 100 * weight[0]
+            weight[least + 1] = -weight[least]  # one of the two is by far the most likely
+        try:
+            handle = ask(make_engine(), random_ids(30, 3), 6, **settings)
+            assert max(list(handle)) < least
+            assert all(token < least for each in handle.logprobs for token, _ in each.alternatives)
+        finally:
+            with torch.no_grad():
+                weight.copy_(kept)
+
 
 class TestChance:
     SETTINGS: ClassVar[dict[str, Any]] = {"temperature": 1.5, "top_p": 0.9}
@@ -369,6 +384,7 @@ class TestFailures:
 class TestThreads:
     @pytest.mark.parametrize("is_working", [False, True])
     def test_many_callers(self, long_model: QWenLMHeadModel, make_engine: MakeEngine, is_working: bool) -> None:
+        others = set(threading.enumerate())
         engine = make_engine()
         if is_working:
             engine.start()
@@ -384,7 +400,7 @@ class TestThreads:
             thread.join(60)
         assert found == {index: case.expected for index, case in enumerate(cases)}
         engine.close()
-        assert not any(thread.name == "engine" for thread in threading.enumerate())
+        assert not any(thread.name == "engine" for thread in set(threading.enumerate()) - others)
 
     def test_news_and_polling(self, long_model: QWenLMHeadModel, make_engine: MakeEngine) -> None:
         engine, case = make_engine(), make_case(long_model, random_ids(30, 1), 10)

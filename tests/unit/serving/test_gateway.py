@@ -5,6 +5,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -201,6 +202,18 @@ def test_requests_are_counted_before_their_bodies_are_read() -> None:
 
     refused = asyncio.run(asyncio.wait_for(run(), 10))
     assert (refused.status_code, refused.json()["error"]["code"], refused.headers["retry-after"]) == (429, "overloaded", "1")
+
+
+def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+    async def slow() -> Any:
+        yield b"{"
+        await asyncio.sleep(60)
+
+    replicas = Replicas()
+    late = gateway_to(replicas, replace(SMALL, body_timeout_s=0.05))
+    refused = ask(late, "POST", CHAT, content=slow())
+    assert (refused.status_code, refused.json()["error"]["code"]) == (408, "request_timeout")
+    assert not replicas.asked and late.traffic.num_in_flight == 0
 
 
 def test_a_client_that_leaves_while_it_sends_is_no_fault_of_ours(caplog: pytest.LogCaptureFixture) -> None:

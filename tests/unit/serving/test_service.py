@@ -114,6 +114,18 @@ def test_more_than_may_wait_are_told_to_come_again(run: Callable[..., Any]) -> N
     run(play)
 
 
+def test_owners_share_nothing_that_is_kept_of_prompts(run: Callable[..., Any]) -> None:
+    async def play(service: Service) -> None:
+        hits = list[int]()
+        for owner in ("ann", "ben", "ann"):
+            async with await service.open(request("what? " * 40, owner=owner)) as generation:
+                await generation.whole()
+            hits.append(service.vl.engine.statistics().prefixes.num_hits)
+        assert hits[0] == hits[1] == 0 < hits[2]
+
+    run(play)
+
+
 def test_who_leaves_at_any_moment_leaves_nothing_behind(run: Callable[..., Any]) -> None:
     async def play(service: Service) -> None:
         async def client(number: int) -> None:

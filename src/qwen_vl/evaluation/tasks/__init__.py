@@ -1,8 +1,6 @@
 """All benchmarks by name: `TASKS["vqav2_val"]`. One file for each benchmark; its `TASKS` are the splits."""
 
-import difflib
-
-from qwen_vl.errors import ConfigError
+from qwen_vl.errors import ConfigError, nearest
 from qwen_vl.evaluation.task import Task
 from qwen_vl.evaluation.tasks import (
     ai2d,
@@ -41,6 +39,6 @@ TASKS: dict[str, Task] = {task.name: task for task in (*_CAPTIONING, *_QUESTIONS
 def find_task(name: str) -> Task:
     """Return a task by its name. Raises: ConfigError that suggests the nearest names."""
     if name not in TASKS:
-        near = difflib.get_close_matches(name, TASKS, n=3)
-        raise ConfigError(f"There is no task {name!r}. {'Did you mean ' + ' or '.join(near) if near else 'There are ' + ', '.join(TASKS)}?")
+        hint = nearest(name, TASKS, most=3) or f"; there are {', '.join(TASKS)}."
+        raise ConfigError(f"There is no task {name!r}{hint}")
     return TASKS[name]

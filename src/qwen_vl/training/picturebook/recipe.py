@@ -3,14 +3,13 @@
 An unknown key is an error that suggests the nearest name; every value is checked before anything is built.
 """
 
-import difflib
 import math
 import tomllib
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qwen_vl.errors import ConfigError
+from qwen_vl.errors import ConfigError, nearest
 from qwen_vl.picturebook.pictures import ALL_TASK_NAMES
 
 PARTS = ("visual", "resampler", "language", "symbols", "heads", "letters")
@@ -176,8 +175,7 @@ def _build(kind: type[T], values: dict[str, Any], place: str) -> T:
     known = {entry.name: entry for entry in fields(kind)}  # type: ignore[arg-type]  # T is one of the dataclasses above
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            raise ConfigError(f"{place} has an unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            raise ConfigError(f"{place} has an unknown key {key!r}{nearest(key, known)}")
         _check_type(place, key, values[key], known[key].type)
     missing = [name for name, entry in known.items() if name not in values and entry.default is MISSING]
     if missing:

@@ -393,7 +393,7 @@ def test_an_open_tag_is_text() -> None:
 
 def test_tasks_are_found_by_name() -> None:
     assert find_task("mme").name == "mme"
-    with pytest.raises(ConfigError, match="Did you mean vqav2_val"):
+    with pytest.raises(ConfigError, match="did you mean 'vqav2_val'"):
         find_task("vqav2_vall")
 
 
