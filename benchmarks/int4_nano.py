@@ -82,16 +82,25 @@ class HeldOut:
 
         The error takes tokens for independent. The divergence is the mean of KL(dense, found).
         """
-        before, after = (-log_probabilities.gather(1, tokens[:, None])[:, 0] for log_probabilities, tokens in (dense, found))
-        added = after - before
+        before, after = losses(dense), losses(found)
         divergence = (dense[0].exp() * (dense[0] - found[0])).sum(1).mean()
         figures = {
             "held_out_loss": after.mean(),
-            "added_loss": added.mean(),
-            "added_error": added.std() / len(added) ** 0.5,
+            **dict(zip(("added_loss", "added_error"), mean_and_error(after - before), strict=True)),
             "divergence": divergence,
         }
         return {name: round(float(value), 5) for name, value in figures.items()}
+
+
+def losses(found: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the cross-entropy of each token, in nats."""
+    log_probabilities, tokens = found
+    return -log_probabilities.gather(1, tokens[:, None])[:, 0]
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """Return the mean and its standard error, of values that are taken for independent."""
+    return float(values.mean()), float(values.std() / len(values) ** 0.5)
 
 
 @torch.no_grad()
@@ -110,7 +119,7 @@ def predict_answers(vl: QwenVL, questions: Sequence[Question], features: Tensor)
         is_answer[place, len(prompt) : len(prompt) + len(answer)] = True
     pictures = features[torch.tensor([scene for question in questions for scene in question.scenes])]
     logits = vl.model(input_ids, image_features=pictures, use_cache=False).logits
-    return logits[:, :-1][is_answer[:, 1:]].log_softmax(-1), input_ids[is_answer]
+    return logits[:, :-1][is_answer[:, 1:]].float().log_softmax(-1), input_ids[is_answer]
 
 
 @torch.no_grad()
@@ -155,8 +164,9 @@ def check(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     gptq = by_name["gptq"]
     beyond = [task for task, row in gptq["tasks"].items() if row["lost"] > MAX_POINTS]
     verdict = {"points": not beyond, "beyond_points": beyond, "size": gptq["layer_share"] <= MAX_SHARE}
-    if "rtn" in by_name:
-        verdict["better_than_rounding"] = gptq["held_out_loss"] < by_name["rtn"]["held_out_loss"]
+    if "below_rounding" in gptq:
+        verdict["better_than_rounding"] = gptq["below_rounding"] > 0
+        verdict["beyond_chance"] = gptq["below_rounding"] > 2 * gptq["below_rounding_error"]
     return verdict
 
 
@@ -179,15 +189,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_book(CALIBRATION_SEED, max(1, given.samples // 4), folder / "calibration", conversations=True)
         dense = load(given.model)
         before, expected = exam.take(dense), held_out.predict(dense)
+        token_losses: dict[str, Tensor] = {}
         results: list[dict[str, Any]] = [{"variant": "dense", "held_out_loss": held_out.compare(expected, expected)["held_out_loss"]}]
         print(f"dense: loss {results[0]['held_out_loss']}", flush=True)
         for variant in given.variants:
             made = make(variant, given.model, folder / "calibration" / CONVERSATIONS, given.samples, folder / variant)
             vl = load(folder / variant, given.dtype)
-            figures, tasks = held_out.compare(expected, held_out.predict(vl)), exam.compare(before, exam.take(vl))
+            predicted = held_out.predict(vl)
+            token_losses[variant] = losses(predicted)
+            figures, tasks = held_out.compare(expected, predicted), exam.compare(before, exam.take(vl))
             results.append({"variant": variant, **made, **figures, "tasks": tasks})
             shown = ", ".join(f"{task} {row['before']} -> {row['after']} (+-{row['error']})" for task, row in tasks.items())
             print(f"{variant}: {figures}, layers at {made['layer_share']} of 16 bits; {shown}", flush=True)
+    if {"gptq", "rtn"} <= set(token_losses):
+        below, error = mean_and_error(token_losses["rtn"] - token_losses["gptq"])
+        gptq = next(each for each in results if each["variant"] == "gptq")
+        gptq |= {"below_rounding": round(below, 5), "below_rounding_error": round(error, 5)}
+        print(f"GPTQ's loss is below that of rounding by {below:.5f} +- {error:.5f}", flush=True)
     config = {
         "model": given.model.name,
         "dtype": given.dtype,

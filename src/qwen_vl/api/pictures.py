@@ -23,6 +23,7 @@ class Picture:
     image: Image.Image  # RGB, original size
     features: Tensor  # [image_slots, dim]
     key: str  # digest of what the vision tower saw
+    generation: int  # of the engine's weights
 
 
 def list_sources(images: ImageSource | Sequence[ImageSource] | None) -> list[ImageSource]:
@@ -45,6 +46,7 @@ def load_pictures(model: QWenLMHeadModel, engine: Engine, images: ImageSource | 
     Raises: ImageError for a picture that cannot be used; ConfigError if the checkpoint is a text-only one.
     """
     engine.forget_if_changed()
+    generation = engine.generation
     sources = list_sources(images)
     if not sources:
         return []
@@ -54,4 +56,4 @@ def load_pictures(model: QWenLMHeadModel, engine: Engine, images: ImageSource | 
     pixel_values = to_pixel_values(loaded, Resolution.of(model.config.visual))
     keys = [pixel_key(each) for each in pixel_values]
     features = engine.features.fetch(keys, list(pixel_values))
-    return [Picture(image, vectors, key) for image, vectors, key in zip(loaded, features, keys, strict=True)]
+    return [Picture(image, vectors, key, generation) for image, vectors, key in zip(loaded, features, keys, strict=True)]

@@ -98,7 +98,11 @@ class ChatSession:
     def _load(self, text: str, images: ImageSource | Sequence[ImageSource] | None) -> list[Picture]:
         """Return the pictures of a question, which is checked first."""
         check_question(text)
-        return load_pictures(self._vl.model, self._vl.engine, images)
+        model, engine = self._vl.model, self._vl.engine
+        new = load_pictures(model, engine, images)
+        if any(picture.generation != engine.generation for picture in self.pictures):  # the weights have changed: they are seen anew
+            self.pictures = load_pictures(model, engine, [picture.image for picture in self.pictures])
+        return new
 
     def _number(self, text: str, new: list[Picture]) -> Question:
         """Return the question as the next turn of the conversation as it is now."""

@@ -44,7 +44,7 @@ def run(
     max_running: Annotated[int, typer.Option("--max-running", metavar="N", help="Answers that are written at once")] = 16,
     max_waiting: Annotated[int, typer.Option("--max-waiting", metavar="N", help="Requests that may wait; more are told to come again")] = 64,
     kv_cache: Annotated[
-        int | None, typer.Option("--kv-cache", metavar="MIB", help="Memory for answers that are written [default: half of what there is]")
+        int | None, typer.Option("--kv-cache", metavar="MIB", help="Memory for answers that are written [default: half of what the model leaves]")
     ] = None,
     prefix_cache: Annotated[
         int | None,

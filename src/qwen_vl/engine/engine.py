@@ -8,7 +8,7 @@ nobody up for longer than a chunk, and short ones are read together. Whoever wan
 import itertools
 import logging
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from functools import partial
 
 import torch
@@ -45,7 +45,7 @@ class Engine:
         self.slots = SlotCache(model, self.settings.kv_bytes)
         self.features = FeatureCache(self.settings.feature_bytes, self._see)
         self._prefixes = PrefixCache(self.settings.prefix_bytes, self.settings.block_tokens)
-        self._halves = HalfCopies(model, self.settings.half_bytes)
+        self._halves = HalfCopies(model, self.settings.half_bytes, self._still_to_take)
         if self.settings.half_bytes:
             self._halves.copy_all()
         is_compiled = model.device.type == "cuda" if self.settings.compile is None else self.settings.compile
@@ -60,6 +60,8 @@ class Engine:
         self._worker: threading.Thread | None = None
         self._is_closed = False
         self._stamp = stamp_of_weights(model)
+        self.generation = 0  # of the weights: whatever was computed with others is of no use to later requests
+        self._is_cancelled = False  # some request, which has not been noticed yet
         self._num_arrived = self._num_rounds = self._num_prompt_tokens = self._num_new_tokens = self._num_preempted = 0
 
     def submit(self, request: Request) -> Handle:
@@ -67,7 +69,7 @@ class Engine:
 
         Raises: CapacityError if it can never fit; ShapeError if pictures and spans do not match; ConfigError for an empty prompt or a closed engine.
         """
-        job = make_job(self.model, request, Handle(self), self._num_tokens)
+        job = make_job(self.model, request, Handle(self), self._num_tokens, self.generation)
         if not self.slots.fits(1, job.worst_length):
             needed = job.worst_length * self.slots.position_bytes
             raise CapacityError(
@@ -141,10 +143,14 @@ class Engine:
             self._num_rounds += 1
             self._read_prompts()
             self._write_tokens()
-            return not self._scheduler.is_idle or bool(self._arrivals)
+            has_more = not self._scheduler.is_idle or bool(self._arrivals)
+        if self._is_cancelled:  # meanwhile, by a thread that could not work then; this may have been the last round
+            self.notice_cancelled()
+        return has_more
 
     def notice_cancelled(self) -> None:
-        """Free what cancelled requests hold: now if nobody works, else with the next round."""
+        """Free what cancelled requests hold: now if nobody works, else with the next round, or after this one."""
+        self._is_cancelled = True
         self._wake.set()
         if not self.is_working and self._lock.acquire(blocking=False):
             try:
@@ -157,6 +163,7 @@ class Engine:
 
     def _reap(self) -> None:
         """Take in what has arrived, and put out what was cancelled."""
+        self._is_cancelled = False
         while self._arrivals:
             job = self._arrivals.popleft()
             job.arrival, self._num_arrived = self._num_arrived, self._num_arrived + 1
@@ -250,7 +257,7 @@ class Engine:
         self.slots.reserve(len(active), max(each.worst_length for each in active), used)
         if self._prefixes.is_on:
             job.num_cached = self.slots.write(job.row, self._prefixes.match(self._prompt_digests(job), len(job.ids)))
-            if not job.sampler.generated:
+            if not job.was_put_back:  # else it may have found what it had read itself
                 job.handle.num_cached_tokens = job.num_cached
         features = [picture.features.to(self.model.device) for picture in job.request.pictures]
         ids = torch.tensor([job.ids], device=self.model.device)
@@ -311,29 +318,31 @@ class Engine:
         return digest_blocks(ids, job.spans, job.level, self.settings.block_tokens, job.request.salt)
 
     def _keep_prefix(self, job: Job) -> None:
-        if not self._prefixes.is_on:
+        if not self._prefixes.is_on or job.generation != self.generation:
             return
         digests = self._digests(job, job.ids[: job.num_cached])
-        known = self._prefixes.num_known(digests)
-        if known < len(digests):
-            size = self.settings.block_tokens
-            try:
-                self._prefixes.store(digests[known:], self.slots.read(job.row, known * size, len(digests) * size))
-            except Exception as error:  # keeping less is no failure
-                if not is_out_of_memory(error):
-                    raise
-                logger.warning("the memory does not suffice for the prefix cache, which is emptied; lower prefix_bytes")
-                self._prefixes.clear()
+        try:
+            self._prefixes.store(digests, partial(self.slots.read, job.row), self.slots.position_bytes)
+        except Exception as error:  # keeping less is no failure
+            if not is_out_of_memory(error):
+                raise
+            logger.warning("the memory does not suffice for the prefix cache, which is emptied; lower prefix_bytes")
+            self._prefixes.clear()
 
     def expect_many(self) -> None:
         """Prepare for many requests, as a server, a batch or an evaluation has them.
 
-        On a CPU exact 16-bit copies are made of those float32 weights that have one, in at most half of the memory that is available, unless
+        On a CPU exact 16-bit copies are made of those float32 weights that have one, in the memory that requests and caches leave, unless
         `half_bytes` says how much. Otherwise they are made one by one between tokens, once so many have been written that they would have paid.
         """
         with self._lock:
             if self._may_copy():
                 self._halves.copy_all()
+
+    def _still_to_take(self) -> int:
+        """Return the bytes that requests and caches may take beside what they have."""
+        used = self.slots.num_bytes + self._prefixes.statistics().num_bytes + self.features.statistics().num_bytes
+        return self.settings.kv_bytes + self.settings.prefix_bytes + self.settings.feature_bytes - used
 
     def _may_copy(self) -> bool:
         """Tell whether copies of weights are the engine's own choice."""
@@ -342,13 +351,14 @@ class Engine:
     def forget(self) -> None:
         """Empty the prefix and feature caches: something changed the model's answers. Weights that have changed are copied again."""
         with self._lock:
+            self.generation += 1
             self._prefixes.clear()
             self.features.clear()
             self._halves.refresh()
             self._passes.reset()
 
     def forget_if_changed(self) -> None:
-        """Empty the caches if a tensor of the model was replaced or written to since they were filled; takes milliseconds for a large model."""
+        """Empty the caches if the model has changed since they were filled, see `stamp_of_weights`; takes milliseconds for a large model."""
         stamp = stamp_of_weights(self.model)
         if stamp != self._stamp:
             self._stamp = stamp
@@ -372,7 +382,22 @@ class Engine:
         )
 
 
-def stamp_of_weights(model: torch.nn.Module) -> int:
-    """Return a number that changes when a tensor of the model is replaced or written to."""
-    tensors = itertools.chain(model.parameters(), model.buffers())
-    return hash(tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors))
+@torch.no_grad()
+def stamp_of_weights(model: QWenLMHeadModel) -> int:
+    """Return a number that changes when a tensor of the model is replaced or written to, or an adapter is switched, merged or scaled.
+
+    What is written to `tensor.data`, as averages of weights are, leaves no trace but the numbers, of which the first is looked at.
+    """
+    tensors = list(itertools.chain(model.parameters(), model.buffers()))
+    traces = [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+    firsts = defaultdict[tuple[torch.device, torch.dtype], list[Tensor]](list)
+    for tensor in tensors:
+        if tensor.numel():
+            firsts[tensor.device, tensor.dtype].append(tensor.as_strided((1,), (1,)))
+    numbers = [bytes(torch.cat(each).view(torch.uint8).tolist()) for each in firsts.values()]  # as bytes: no NaN is equal to itself
+    adapters = [
+        (tuple(layer.active_adapters), layer.disable_adapters, tuple(layer.merged_adapters), tuple(layer.scaling.items()))
+        for layer in model.modules()
+        if "merged_adapters" in vars(layer)  # PEFT's
+    ]
+    return hash((*traces, *numbers, *adapters))

@@ -2,6 +2,7 @@
 
 import logging
 from collections import deque
+from collections.abc import Callable
 
 from qwen_vl.errors import is_out_of_memory
 from qwen_vl.modeling.linear import Linear
@@ -16,11 +17,12 @@ class HalfCopies:
     """The copies that the layers of a model keep for an engine.
 
     Args:
-        max_bytes: 0 keeps none; None: half of the memory that is available when the first is made, and nobody is told if there cannot be all of them.
+        max_bytes: 0 keeps none; None: what is available when the first is made but for what is reserved, and nobody is told if that is too little.
+        reserved: returns the bytes that others may still take.
     """
 
-    def __init__(self, model: QWenLMHeadModel, max_bytes: int | None) -> None:
-        self._model, self._max_bytes, self.num_bytes = model, max_bytes, 0
+    def __init__(self, model: QWenLMHeadModel, max_bytes: int | None, reserved: Callable[[], int]) -> None:
+        self._model, self._max_bytes, self._reserved, self.num_bytes = model, max_bytes, reserved, 0
         self._level = logging.DEBUG if max_bytes is None else logging.WARNING
         self._bound = 0
         self._left: deque[Linear] | None = None  # not looked at yet; None: it has not begun
@@ -54,7 +56,7 @@ class HalfCopies:
             self._tell()
 
     def _begin(self) -> None:
-        self._bound = available_bytes() // 2 if self._max_bytes is None else self._max_bytes
+        self._bound = max(0, available_bytes() - self._reserved()) if self._max_bytes is None else self._max_bytes
         self._left, self.num_bytes = deque(self._layers() if self._bound else []), 0
 
     def _tell(self) -> None:

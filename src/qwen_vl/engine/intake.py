@@ -19,8 +19,11 @@ def num_tokens_of(model: QWenLMHeadModel) -> int:
     return int(min(config.image_start_id + 3, config.vocab_size) if config.visual is not None else config.vocab_size)
 
 
-def make_job(model: QWenLMHeadModel, request: Request, handle: Handle, num_tokens: int) -> Job:
-    """Return the job of a request. Raises: ConfigError for an empty prompt, or ids that are none; ShapeError if pictures and spans do not match."""
+def make_job(model: QWenLMHeadModel, request: Request, handle: Handle, num_tokens: int, generation: int) -> Job:
+    """Return the job of a request, for weights of this generation.
+
+    Raises: ConfigError for an empty prompt, or ids that are none; ShapeError if pictures and spans do not match.
+    """
     ids, config = list(request.input_ids), model.config
     if not ids:
         raise ConfigError("the prompt is empty; it must have at least one token")
@@ -29,7 +32,8 @@ def make_job(model: QWenLMHeadModel, request: Request, handle: Handle, num_token
     level = int(ntk_level(torch.tensor([len(ids)]), config.seq_length)) if config.use_dynamic_ntk else 0
     sampler = Sampler(request.sampling, ids, num_tokens, model.lm_head.weight.device)
     handle.logprobs = sampler.logprobs
-    return Job(request=request, handle=handle, sampler=sampler, ids=ids, spans=_spans(model, request, ids), level=level)
+    spans = _spans(model, request, ids)
+    return Job(request=request, handle=handle, sampler=sampler, ids=ids, spans=spans, level=level, generation=generation)
 
 
 def _spans(model: QWenLMHeadModel, request: Request, ids: list[int]) -> list[Span]:

@@ -13,6 +13,7 @@ from qwen_vl.errors import CapacityError
 from qwen_vl.modeling.model import QWenLMHeadModel
 
 LENGTH_STEP = 128  # positions
+BLOCKS_AT_ONCE = 16  # joined to be written to a row: more would be a second copy of a long beginning
 
 
 class SlotCache:
@@ -111,14 +112,19 @@ class SlotCache:
 
     def read(self, row: int, start: int, stop: int) -> Tensor:
         """Return a copy of positions of a row: [num_layers, 2, num_heads, stop - start, head_dim]."""
-        pairs = zip(self.keys, self.values, strict=True)
-        return torch.stack([torch.stack((key[row, :, start:stop], value[row, :, start:stop])).to(self.devices[0]) for key, value in pairs])
+        shape = len(self.devices), 2, self.num_heads, stop - start, self.head_dim
+        states = torch.empty(shape, dtype=self.dtype, device=self.devices[0])
+        for layer, (key, value) in enumerate(zip(self.keys, self.values, strict=True)):
+            states[layer, 0], states[layer, 1] = key[row, :, start:stop], value[row, :, start:stop]
+        return states
 
     def write(self, row: int, blocks: Sequence[Tensor]) -> int:
         """Fill a row from its beginning and return how many positions. Args: blocks, each [num_layers, 2, num_heads, any, head_dim]."""
-        states = torch.cat(list(blocks), dim=3) if blocks else torch.empty(0)
-        count = states.shape[3] if blocks else 0
-        self.note(row, count)
-        for layer in range(len(self.devices) if blocks else 0):
-            self.keys[layer][row, :, :count], self.values[layer][row, :, :count] = states[layer, 0], states[layer, 1]
-        return count
+        stop = 0
+        for first in range(0, len(blocks), BLOCKS_AT_ONCE):
+            states = torch.cat(list(blocks[first : first + BLOCKS_AT_ONCE]), dim=3)
+            start, stop = stop, stop + states.shape[3]
+            self.note(row, stop)
+            for layer, (key, value) in enumerate(zip(self.keys, self.values, strict=True)):
+                key[row, :, start:stop], value[row, :, start:stop] = states[layer, 0], states[layer, 1]
+        return stop

@@ -11,17 +11,15 @@ ELSEWHERE = 8 * 2**30  # bytes, where the system does not tell
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Return what a device has for caches: on a GPU its free memory, else the machine's, or a container's share of it."""
+    """Return what a device has left for caches, beside weights that have been loaded; where a system does not tell, half of its memory."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    if available := available_bytes():
+        return available
     try:
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not every system tells
-        total = ELSEWHERE
-    try:
-        return min(total, int((GROUP / "memory.max").read_text(encoding="ascii")))
-    except (OSError, ValueError):  # no container, or one without a limit, which says "max"
-        return total
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (AttributeError, ValueError, OSError):  # not every system tells even that
+        return ELSEWHERE
 
 
 def available_bytes() -> int:

@@ -6,13 +6,16 @@ there instead of what their spans say. A digest contains that of the block befor
 
 import array
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .kv_cache import BLOCKS_AT_ONCE
 from .lru import CacheStatistics, TensorLRU
+
+Read = Callable[[int, int], Tensor]  # from the first and the end of some positions to [num_layers, 2, num_heads, stop - start, head_dim]
 
 PICTURE_SLOT = -1  # stands for a slot's token id, which is a byte of a path
 
@@ -74,16 +77,27 @@ class PrefixCache:
         """Return how many blocks are known, from the first up to the first that is not."""
         return next((index for index, digest in enumerate(digests) if digest not in self._blocks), len(digests))
 
-    def store(self, digests: Sequence[bytes], states: Tensor) -> None:
-        """Keep blocks of one request that follow each other. Args: states [num_layers, 2, num_heads, num_blocks * block_tokens, head_dim]."""
-        blocks = states.split(self.block_tokens, dim=3)
-        num_kept = self._blocks.max_bytes // max(blocks[0].nbytes, 1) if blocks else 0
-        for digest, block in reversed(list(zip(digests, blocks, strict=True))[:num_kept]):
-            if digest not in self._blocks:
-                # The memory of a block that goes is used again: given back, it would leave holes that glibc's aligned allocation finds too small.
-                dropped = self._blocks.make_room(block.nbytes)
-                same = next((each for each in dropped if each.shape == block.shape and each.dtype == block.dtype), None)
-                self._blocks.put(digest, block.clone(memory_format=torch.contiguous_format) if same is None else same.copy_(block))
+    def store(self, digests: Sequence[bytes], read: Read, position_bytes: int) -> None:
+        """Keep what is not known yet of a request's beginning, as many blocks of it as there is room for.
+
+        Args:
+            digests: of all its blocks.
+            read: gives the states of its positions; asked for a few blocks at a time, as a copy of all of them could be as large as the cache.
+            position_bytes: of one position.
+        """
+        stop = min(len(digests), self._blocks.max_bytes // (self.block_tokens * position_bytes))
+        for first in reversed(range(self.num_known(digests), stop, BLOCKS_AT_ONCE)):
+            last = min(first + BLOCKS_AT_ONCE, stop)
+            blocks = read(first * self.block_tokens, last * self.block_tokens).split(self.block_tokens, dim=3)
+            for digest, block in reversed(list(zip(digests[first:last], blocks, strict=True))):
+                self._keep(digest, block)
+
+    def _keep(self, digest: bytes, block: Tensor) -> None:
+        if digest not in self._blocks:
+            # The memory of a block that goes is used again: given back, it would leave holes that glibc's aligned allocation finds too small.
+            dropped = self._blocks.make_room(block.nbytes)
+            same = next((each for each in dropped if each.shape == block.shape and each.dtype == block.dtype), None)
+            self._blocks.put(digest, block.clone(memory_format=torch.contiguous_format) if same is None else same.copy_(block))
 
     def clear(self) -> None:
         """Forget all: the weights have changed."""

@@ -26,6 +26,8 @@ class Job:
     ids: list[int]  # the prompt, then what was generated
     spans: list[Span]
     level: int  # NTK
+    generation: int  # of the weights for which its pictures were encoded
+    was_put_back: bool = False  # it has had to wait again
     arrival: int = 0  # counts requests in the order in which they came
     row: int = -1  # of the cache; -1 while it waits
     num_cached: int = 0  # positions in the cache
@@ -130,6 +132,7 @@ class Scheduler:
     def put_back(self, job: Job) -> None:
         """Let a request that is in wait again."""
         self._drop([job])
+        job.was_put_back = True
         self.add(job)
 
     def remove_ended(self) -> list[Job]:

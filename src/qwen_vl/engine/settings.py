@@ -48,7 +48,9 @@ class EngineSettings:
 
     @classmethod
     def suited_to(cls, model: QWenLMHeadModel, **bounds: Any) -> "EngineSettings":
-        """Return bounds for this model on its device: half of its memory for requests in flight (or one whole context), a tenth for prefixes.
+        """Return bounds for this model on its device, whose weights are there already.
+
+        Half of the memory that is left is for requests in flight, or more, up to four fifths, if one whole context needs it; a tenth for prefixes.
 
         Args: bounds: taken as they are, by name. Raises: ConfigError as `check`.
         """
@@ -56,7 +58,7 @@ class EngineSettings:
         memory = memory_bytes(model.device)
         whole_context = SlotCache(model, 0).position_bytes * int(model.config.max_position_embeddings)
         suited = {
-            "kv_bytes": max(memory // 2, whole_context),
+            "kv_bytes": max(1, min(max(memory // 2, whole_context), memory * 4 // 5)),
             "prefix_bytes": min(memory // 10, 4096 * MIB),
             "feature_bytes": min(memory // 20, 256 * MIB),
         }

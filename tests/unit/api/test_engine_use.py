@@ -11,6 +11,7 @@ from PIL import Image
 
 from qwen_vl.api import QwenVL
 from qwen_vl.api.likelihood import begin_choice
+from qwen_vl.api.pictures import load_pictures
 from qwen_vl.engine import engine as engine_module
 from qwen_vl.errors import ConfigError
 
@@ -64,6 +65,21 @@ def test_a_second_turn_notices_changed_weights(chat_folder: Path, red: Image.Ima
             each.model.get_parameter("transformer.h.0.attn.c_proj.weight").mul_(-3)
     fresh.engine.forget()
     assert chats[0].send("and?").text == chats[1].send("and?").text
+    assert vl.engine.statistics().prefixes.num_hits == 0
+
+
+def test_a_conversations_pictures_are_seen_anew_once_the_tower_has_changed(chat_folder: Path, red: Image.Image) -> None:
+    vl, fresh = QwenVL.load(chat_folder, device="cpu"), QwenVL.load(chat_folder, device="cpu")
+    chat, expected = vl.chat(), fresh.chat()
+    chat.send("what?", red)
+    expected.send("what?", red)
+    for each in (vl, fresh):
+        with torch.no_grad():
+            each.model.get_parameter("transformer.visual.proj").mul_(-3)
+    fresh.engine.forget()
+    expected.pictures = load_pictures(fresh.model, fresh.engine, red)
+    assert chat.send("and?").text == expected.send("and?").text
+    assert torch.equal(chat.pictures[0].features, expected.pictures[0].features)
     assert vl.engine.statistics().prefixes.num_hits == 0
 
 

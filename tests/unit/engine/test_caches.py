@@ -77,9 +77,20 @@ class TestPrefixes:
     def states(num_blocks: int) -> Tensor:
         return torch.arange(num_blocks * 4.0).view(1, 1, 1, -1, 1).expand(2, 2, 3, num_blocks * 4, 5)
 
+    def store(self, cache: PrefixCache, digests: list[bytes], states: Tensor) -> list[int]:
+        """Keep blocks, and return how many of their positions were read at a time."""
+        reads = list[int]()
+
+        def read(start: int, stop: int) -> Tensor:
+            reads.append(stop - start)
+            return states[:, :, :, start:stop]
+
+        cache.store(digests, read, 2 * 2 * 3 * 5 * 4)
+        return reads
+
     def test_the_longest_known_beginning(self) -> None:
         cache, digests = PrefixCache(2**20, 4), digest_blocks(range(20), [], 0, 4)
-        cache.store(digests[:3], self.states(3))
+        self.store(cache, digests[:3], self.states(3))
         blocks = cache.match(digests, 20)
         assert torch.equal(torch.cat(blocks, dim=3), self.states(3))
         assert cache.match(digests[1:], 16) != [] and cache.match(digest_blocks(range(1, 20), [], 0, 4), 19) == []
@@ -89,26 +100,34 @@ class TestPrefixes:
         block_bytes = 2 * 2 * 3 * 4 * 5 * 4
         cache = PrefixCache(4 * block_bytes, 4)
         first, second = digest_blocks(range(12), [], 0, 4), digest_blocks(range(50, 58), [], 0, 4)
-        cache.store(first, self.states(3))
-        cache.store(second, self.states(2))
+        self.store(cache, first, self.states(3))
+        self.store(cache, second, self.states(2))
         assert (cache.num_known(first), cache.num_known(second)) == (2, 2)
 
     def test_of_one_that_is_too_long_the_beginning_is_kept(self) -> None:
         block_bytes = 2 * 2 * 3 * 4 * 5 * 4
         cache, digests = PrefixCache(3 * block_bytes, 4), digest_blocks(range(40), [], 0, 4)
-        cache.store(digests, self.states(10))
+        assert self.store(cache, digests, self.states(10)) == [12], "what there is no room for is not read"
         assert cache.num_known(digests) == 3 and cache.statistics().num_bytes == 3 * block_bytes
 
     def test_a_full_cache_takes_no_new_memory(self) -> None:
         block_bytes = 2 * 2 * 3 * 4 * 5 * 4
         cache = PrefixCache(3 * block_bytes, 4)
         first, second = digest_blocks(range(12), [], 0, 4), digest_blocks(range(50, 62), [], 0, 4)
-        cache.store(first, self.states(3))
+        self.store(cache, first, self.states(3))
         places = {block.data_ptr() for block in cache.match(first, 12)}
-        cache.store(second, -self.states(3))
+        self.store(cache, second, -self.states(3))
         blocks = cache.match(second, 12)
         assert {block.data_ptr() for block in blocks} == places
         assert torch.equal(torch.cat(blocks, dim=3), -self.states(3)) and cache.num_known(first) == 0 and cache.statistics().num_evicted == 3
+
+    def test_a_long_beginning_is_read_in_parts_and_what_is_known_of_it_is_not(self) -> None:
+        cache, digests = PrefixCache(2**20, 4), digest_blocks(range(200), [], 0, 4)
+        states = torch.arange(200.0).view(1, 1, 1, -1, 1).expand(2, 2, 3, 200, 5)
+        assert self.store(cache, digests[:5], states) == [20]
+        assert self.store(cache, digests, states) == [4 * 13, 4 * 16, 4 * 16]
+        assert torch.equal(torch.cat(cache.match(digests, 200), dim=3), states)
+        assert self.store(cache, digests, states) == []
 
     def test_off(self) -> None:
         assert not PrefixCache(0, 4).is_on

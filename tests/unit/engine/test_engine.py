@@ -204,6 +204,51 @@ class TestCaches:
             with torch.no_grad():
                 weight.copy_(kept)
 
+    def test_what_was_read_with_other_weights_is_not_kept(self, make_engine: MakeEngine, long_model: QWenLMHeadModel) -> None:
+        """Of requests that were in flight when the weights changed."""
+        engine, ids = make_engine(), random_ids(64, 1)
+        written, read, waiting = (ask(engine, ids if number else random_ids(64, 2), 40) for number in range(3))
+        next(written)
+        weight = long_model.get_parameter("transformer.h.0.attn.c_proj.weight")
+        kept = weight.detach().clone()
+        with torch.no_grad():
+            weight.mul_(-1)
+        try:
+            engine.forget_if_changed()
+            for handle in (written, read, waiting):
+                list(handle)
+            assert engine.statistics().prefixes.num_entries == 0
+            case = make_case(long_model, ids, 4)
+            for num_cached in (0, 48):
+                handle = engine.submit(case.request(4))
+                assert list(handle) == case.expected and handle.num_cached_tokens == num_cached
+        finally:
+            with torch.no_grad():
+                weight.copy_(kept)
+
+    @pytest.mark.parametrize("change", ["data", "adapter", "merged"])
+    def test_changes_that_leave_no_version_are_noticed(self, change: str) -> None:
+        model = QWenLMHeadModel.from_pretrained(FIXTURES / "tiny-448").eval()
+        adapted = add_adapters(model, choose_parts(model, "lora", is_chat=True), rank=4)
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        adapted.eval()
+        engine = Engine(model, EngineSettings(kv_bytes=2**24, prefix_bytes=2**20, feature_bytes=0))
+        ids = random_ids(64, 1)
+        list(ask(engine, ids, 4))
+        engine.forget_if_changed()
+        assert engine.statistics().prefixes.num_entries > 0
+        with adapted.disable_adapter() if change == "adapter" else contextlib.nullcontext():
+            if change == "data":
+                model.get_parameter("transformer.h.0.ln_1.weight").data.mul_(-1)
+            if change == "merged":
+                adapted.merge_adapter()
+            engine.forget_if_changed()
+            assert engine.statistics().prefixes.num_entries == 0
+            case = make_case(model, ids, 4)
+            assert list(engine.submit(case.request(4))) == case.expected
+
     def test_features_are_counted_and_forgotten(self, make_engine: MakeEngine) -> None:
         engine = make_engine()
         with mock.patch.object(engine.model, "get_image_features", return_value=torch.ones(1, 4, 4)):
@@ -242,6 +287,25 @@ class TestEnds:
         assert len(list(handle)) == 1, "the first round wrote two tokens"
         handle.cancel()
 
+    def test_who_cancels_while_another_works_is_noticed_after_the_round(self, make_engine: MakeEngine) -> None:
+        """Though nobody asks for anything any more."""
+        engine = make_engine()
+        first, second = ask(engine, random_ids(30, 1), 1), ask(engine, random_ids(30, 2), 50)
+        inside, go_on = threading.Event(), threading.Event()
+
+        def wait() -> None:
+            inside.set()
+            go_on.wait(60)
+
+        first.on_news = wait
+        working = threading.Thread(target=lambda: list(first))
+        working.start()
+        assert inside.wait(60)
+        second.cancel()
+        go_on.set()
+        working.join(60)
+        assert engine.statistics().num_waiting == engine.statistics().num_reading == engine.statistics().num_writing == 0
+
     def test_what_can_never_fit_is_refused(self, make_engine: MakeEngine) -> None:
         engine = make_engine(kv_bytes=2**20)
         with pytest.raises(CapacityError, match="MiB are allowed"):
@@ -278,6 +342,15 @@ class TestEnds:
     def test_an_engine_suits_its_model(self, long_model: QWenLMHeadModel) -> None:
         engine = Engine(long_model)
         assert engine.slots.fits(1, long_model.config.max_position_embeddings) and engine.settings.prefix_bytes > 0
+
+    @pytest.mark.parametrize(("left", "expected"), [(10 * 2**30, 5 * 2**30), (1000, 800)])
+    def test_bounds_are_those_of_the_memory_that_is_left(
+        self, long_model: QWenLMHeadModel, monkeypatch: pytest.MonkeyPatch, left: int, expected: int
+    ) -> None:
+        """Half of it; where a whole context needs more, four fifths."""
+        monkeypatch.setattr("qwen_vl.engine.settings.memory_bytes", lambda device: left)
+        suited = EngineSettings.suited_to(long_model)
+        assert suited.kv_bytes == expected and suited.kv_bytes + suited.prefix_bytes + suited.feature_bytes <= left
 
 
 class Fails:

@@ -23,7 +23,7 @@ def make_job(num_prompt: int = 10, max_new_tokens: int = 5, priority: int = 0, a
     ids = [1] * num_prompt
     sampler = Sampler(params, ids, 100, torch.device("cpu"))
     request = Request(input_ids=ids, sampling=params, priority=priority)
-    return Job(request=request, handle=Handle(Nobody()), sampler=sampler, ids=ids, spans=[], level=0, arrival=arrival)
+    return Job(request=request, handle=Handle(Nobody()), sampler=sampler, ids=ids, spans=[], level=0, generation=0, arrival=arrival)
 
 
 def nobody(job: Job) -> bool:

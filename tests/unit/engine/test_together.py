@@ -227,6 +227,7 @@ class TestPriorities:
         assert engine.statistics().num_reading == 1
         assert list(self.make(engine, high, 5, 1)) == high.expected
         assert list(slow) == low.expected and engine.statistics().num_preempted == 1
+        assert slow.num_cached_tokens == 0, "what it finds of itself was not there before"
         assert_all_accounted_for(engine)
 
     def test_it_waits_for_its_equals(self, long_model: QWenLMHeadModel, make_engine: MakeEngine) -> None:
