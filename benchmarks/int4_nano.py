@@ -83,13 +83,10 @@ class HeldOut:
         The error takes tokens for independent. The divergence is the mean of KL(dense, found).
         """
         before, after = losses(dense), losses(found)
-        divergence = (dense[0].exp() * (dense[0] - found[0])).sum(1).mean()
-        figures = {
-            "held_out_loss": after.mean(),
-            **dict(zip(("added_loss", "added_error"), mean_and_error(after - before), strict=True)),
-            "divergence": divergence,
-        }
-        return {name: round(float(value), 5) for name, value in figures.items()}
+        added, error = mean_and_error(after - before)
+        divergence = float((dense[0].exp() * (dense[0] - found[0])).sum(1).mean())
+        figures = {"held_out_loss": float(after.mean()), "added_loss": added, "added_error": error, "divergence": divergence}
+        return {name: round(value, 5) for name, value in figures.items()}
 
 
 def losses(found: tuple[Tensor, Tensor]) -> Tensor:

@@ -5,7 +5,6 @@
 
 import ast
 import json
-import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -57,9 +56,11 @@ def render() -> str:
     """Return the whole page with its generated parts filled in."""
     page = PAGE.read_text(encoding="utf-8")
     for name, text in (("scores", render_scores()), ("map", render_map())):
-        page = re.sub(
-            rf"(<!-- begin: {name} -->\n).*?(<!-- end: {name} -->)", lambda match, text=text: f"{match[1]}{text}\n{match[2]}", page, flags=re.S
-        )
+        before, begin, rest = page.partition(f"<!-- begin: {name} -->\n")
+        _, end, after = rest.partition(f"<!-- end: {name} -->")
+        if not end:
+            raise ValueError(f"{PAGE.name} has no place for {name}")
+        page = f"{before}{begin}{text}\n{end}{after}"
     return page
 
 
