@@ -20,10 +20,10 @@ HEAD = """# Performance
 Made by `scripts/make_performance.py` from the JSON under `benchmarks/results`; a test compares the two. Every record stays, those that lost as well.
 
 Ratios say how many times as long as this project something else takes, so more is better; below 1 the other one is faster. Both run in one process
-(for memory: in processes of their own, three times or more), turn by turn, forward and backward, seven times or more; the figure is the median of the turns' ratios, with
-their quartiles. This project runs twice a turn: the ratio of these two is the control, and where its median leaves 0.9 to 1.1 the run is void.
-Outputs are compared before anything is timed. Absolute times are taken on GPUs alone, with what the GPU was measured to copy and to multiply in the
-same run. Shapes A, B and C have random weights: 0.16, 0.46 and 1.2 G parameters.
+(for memory: in processes of their own, three times or more), turn by turn, forward and backward, seven times or more; the figure is the median of
+the turns' ratios, with their quartiles. This project runs twice a turn: the ratio of these two is the control, and where its median leaves 0.9 to 1.1
+the run is void. Outputs are compared before anything is timed. Absolute times are taken on GPUs alone, with what the GPU was measured to copy and to
+multiply in the same run. Shapes A, B and C have random weights: 0.16, 0.46 and 1.2 G parameters.
 
 Run a benchmark again with the command at the top of its file, for example `python -m benchmarks.bench_prefill --shape A --out benchmarks/results`,
 and a table of any shape on your own machine with `qwen-vl profile`.
