@@ -14,12 +14,13 @@ TORCH := "torch>=2.6,<2.14"
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 SCENE := src/qwen_vl/assets/demo/beach.png
 
-.PHONY: help demo test test-browser docs check format clean
+.PHONY: help demo test test-slow test-browser docs check format clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    set up, then ask the bundled model about a picture in English and Chinese and draw boxes"
 	@echo "make test    set up, then run the tests"
+	@echo "make test-slow  the tests that make test leaves out for their time; about an hour"
 	@echo "make test-browser  the web page's tests, in a real browser (Chromium, or name it with QWEN_VL_CHROMIUM)"
 	@echo "make docs    the documentation as a site, in site/"
 	@echo "make check   format, lint, types, import rules, unit tests"
@@ -56,6 +57,10 @@ demo: $(VENV)/.stamp-core
 test: $(VENV)/.stamp-dev
 	@echo "==> Running the tests (two processes; slow, GPU, browser and network tests are left out)"
 	@$(TEST_ENV) $(BIN)/python -m pytest -q -n 2
+
+test-slow: $(VENV)/.stamp-dev
+	@echo "==> Running the slow tests (two processes; about an hour)"
+	@$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 -m "slow and not gpu and not browser and not network"
 
 # An environment of its own: gradio wants an older Pillow than the tests' exact pixels.
 .venv-web/.stamp: pyproject.toml

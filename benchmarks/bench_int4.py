@@ -5,7 +5,8 @@
     int4          greedy decoding by the engine, in bfloat16, with PyTorch's int4 kernel
     float32       the model that was rounded to those codes, by the same engine
     int4-head8    int4 with its output head in 8 bits
-    llama.cpp     Q4_0 of the same sizes, if llama-cpp-python and gguf can be imported: neither is installed with this project
+    llama.cpp     Q4_0 of the same sizes, its head in Q8_0, if llama-cpp-python and gguf can be imported: neither is installed with this project
+    llama.cpp, head in 16 bits      the same with the head as large as int4's, which is half of what int4 reads for a token
 
 Weights are random, rounded to the nearest codes; the clock stands still while the prompt is read. Before that the logits of every position of a text
 are compared with those of the same codes in float32, which are exact: their distance as a share of their size, the largest difference as a share of
@@ -36,7 +37,8 @@ from qwen_vl.quantization.head import quantize_head
 from qwen_vl.quantization.linear import Int4Linear
 from qwen_vl.quantization.loading import round_layers
 
-GOALS: dict[str, float | None] = {"float32": 2.0, "int4-head8": None, "llama.cpp": 0.8}
+GOALS: dict[str, float | None] = {"float32": 2.0, "int4-head8": None, "llama.cpp": 0.8, "llama.cpp, head in 16 bits": None}
+HEADS = {"llama.cpp": "Q8_0", "llama.cpp, head in 16 bits": "F16"}  # as its own tool has it at least, and as this project does
 NUM_PROMPT, NUM_COMPARED = 64, 64  # tokens of the prompt, and of the text whose logits are compared
 MIB = 2**20
 
@@ -109,12 +111,15 @@ def count_same(tokens: list[int], others: list[int]) -> int:
 
 
 class LlamaCpp:
-    """llama.cpp with a Qwen2-shaped model of the same sizes in Q4_0; its attention and MLP are the same up to names."""
+    """llama.cpp with a Qwen2-shaped model of the same sizes in Q4_0; its attention and MLP are the same up to names.
 
-    def __init__(self, model: QWenLMHeadModel, folder: Path, num_threads: int) -> None:
+    Args: head: how its output head is stored, by GGML's name.
+    """
+
+    def __init__(self, model: QWenLMHeadModel, folder: Path, head: str, num_threads: int) -> None:
         llama_cpp: Any = importlib.import_module("llama_cpp")
-        path = folder / "peer.gguf"
-        write_gguf(model, path)
+        path = folder / f"{head}.gguf"
+        write_gguf(model, path, head)
         self.model = llama_cpp.Llama(str(path), n_ctx=512, n_threads=num_threads, n_threads_batch=num_threads, use_mmap=False, verbose=False)
 
     def decode(self, watch: Watch, ids: list[int], num_tokens: int) -> None:
@@ -125,8 +130,8 @@ class LlamaCpp:
             self.model.eval([int(self.model.sample(temp=0.0))])
 
 
-def write_gguf(model: QWenLMHeadModel, path: Path) -> None:
-    """Write the language model as llama.cpp's qwen2: linear layers and embedding in Q4_0, the head in Q8_0, as its own tool chooses at least."""
+def write_gguf(model: QWenLMHeadModel, path: Path, head: str) -> None:
+    """Write the language model as llama.cpp's qwen2: linear layers and embedding in Q4_0, the head as it is told."""
     gguf: Any = importlib.import_module("gguf")
     config, stored = model.config, model.state_dict()
     writer = gguf.GGUFWriter(path, "qwen2")
@@ -154,7 +159,7 @@ def write_gguf(model: QWenLMHeadModel, path: Path) -> None:
 
     add("token_embd.weight", stored["transformer.wte.weight"], kinds.Q4_0)
     add("output_norm.weight", stored["transformer.ln_f.weight"])
-    add("output.weight", stored["lm_head.weight"], kinds.Q8_0)
+    add("output.weight", stored["lm_head.weight"], kinds[head])
     for layer in range(config.num_hidden_layers):
         theirs, ours = f"blk.{layer}.", f"transformer.h.{layer}."
         for name, weight, bias in zip("qkv", *(stored[f"{ours}attn.c_attn.{kind}"].chunk(3) for kind in ("weight", "bias")), strict=True):
@@ -190,11 +195,10 @@ def main(arguments: list[str] | None = None) -> None:
     works: Works = {name: answers[name] for name in ("int4", "float32", "int4-head8")}
     with tempfile.TemporaryDirectory() as folder:
         is_built = all(importlib.util.find_spec(name) for name in ("llama_cpp", "gguf"))
-        if is_built:
-            works["llama.cpp"] = partial(
-                LlamaCpp(models["float32"], Path(folder), torch.get_num_threads()).decode, watch, ids[:NUM_PROMPT], options.tokens
-            )
-        else:
+        for name, head in HEADS.items() if is_built else ():
+            peer = LlamaCpp(models["float32"], Path(folder), head, torch.get_num_threads())
+            works[name] = partial(peer.decode, watch, ids[:NUM_PROMPT], options.tokens)
+        if not is_built:
             print("llama.cpp: not built", file=sys.stderr)
         rounds = list(measure_rounds(works, options.rounds, clock=watch.now))
     results = list(comparisons(rounds, {name: GOALS[name] for name in works if name != "int4"}))

@@ -98,10 +98,11 @@ def run_clients(ask: Ask, numbers: Sequence[int], num_clients: int) -> list[floa
 
 
 class Client:
-    """A connection to a server for each thread."""
+    """A connection to a server for each thread. `texts` are the answers, by their questions' numbers."""
 
     def __init__(self, server: Served, model: str, num_tokens: int, shows_pictures: bool) -> None:
         self.server, self.model, self.num_tokens, self.shows_pictures = server, model, num_tokens, shows_pictures
+        self.texts: dict[int, str] = {}
         self._own = threading.local()
 
     def ask(self, number: int) -> float:
@@ -120,18 +121,20 @@ class Client:
         begin = time.perf_counter()
         connection.request("POST", "/v1/chat/completions", json.dumps(fields), {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"})
         answer = connection.getresponse()
-        first, num_tokens = None, 0
+        first, num_tokens, text = None, 0, ""
         while line := answer.readline():
             if not line.startswith(b"data: {"):
                 continue
             document = json.loads(line[6:])
             if "error" in document:
                 raise RuntimeError(f"the server failed: {document}")
-            if first is None and any(choice["delta"].get("content") for choice in document["choices"]):
+            text += "".join(choice["delta"].get("content") or "" for choice in document["choices"])
+            if first is None and text:
                 first = time.perf_counter() - begin
             num_tokens = (document.get("usage") or {}).get("completion_tokens", num_tokens)
         if first is None or num_tokens != self.num_tokens:
             raise RuntimeError(f"status {answer.status}, {num_tokens} tokens, not {self.num_tokens}")
+        self.texts[number] = text
         return first
 
 

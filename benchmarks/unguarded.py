@@ -1,7 +1,7 @@
 """`qwen-vl serve` without its guards, to measure what they cost. Never to be run for anything else.
 
-Off are: keys, host names and the count of body bytes; strict JSON and the check of its characters; limits on texts and pictures; the processes that
-decode pictures, which are decoded by a thread of the server instead.
+Off are: keys, host names, the count and the time of bodies; strict JSON and the check of its characters; limits on texts and pictures; the processes
+that decode pictures, which are decoded by a thread of the server instead.
 """
 
 import json

@@ -270,6 +270,19 @@ def serve_figures(document: Document) -> Iterator[Figure]:
         )
 
 
+def replicas_figures(document: Document) -> Iterator[Figure]:
+    """Yield the line of two replicas: how fast they are in parts of one, so more is better."""
+    for row in document["results"]:
+        yield Figure(
+            what=f"{shape_of(document)}, two replicas, in parts of the speed of one, on {row['cores']} cores",
+            wanted="" if row["goal"] is None else f"{row['goal']} x",
+            value=f"{row['ratio']['median']:.3f} x",
+            spread=f"{row['ratio']['quartiles'][0]:.3f} to {row['ratio']['quartiles'][1]:.3f}",
+            control=f"{row['control']['median']:.2f}",
+            verdict=verdict(row["ratio"]["median"], row["goal"], row["control"]["median"]),
+        )
+
+
 def int4_full_figures(document: Document) -> Iterator[Figure]:
     """Yield the line of an Int4 model at full size on a CPU."""
     for row in document["results"]:
@@ -301,6 +314,7 @@ SPECIAL: dict[str, Callable[[Document], Iterator[Figure]]] = {
     "gpu_serve": gpu_figures,
     "gpu_train": gpu_train_figures,
     "serve": serve_figures,
+    "replicas": replicas_figures,
     "int4_full": int4_full_figures,
     "soak": soak_figures,
 }

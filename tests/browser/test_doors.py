@@ -19,7 +19,7 @@ from qwen_vl.serving.web.door import is_open
 from qwen_vl.serving.web.texts import EN
 from tests.browser.conftest import DEADLINE_MS
 from tests.integration.bad_requests import CATALOGUE, probe
-from tests.integration.serving import start_server, wait_until
+from tests.integration.serving import LEAKS, post_bytes, start_server, wait_until
 from tests.integration.test_bad_input import bytes_of, check_form
 from tests.integration.wire import exchange
 
@@ -151,6 +151,19 @@ def test_paths_of_the_protocols_keep_their_own_refusals(tmp_path: Path) -> None:
                 assert reply.headers["allow"]
         assert server.client.get("/").status_code == 200
         assert server.ask().status_code == 200
+
+
+def test_bodies_for_the_page_are_bounded_too(tmp_path: Path) -> None:
+    """B07, B08, with 3 seconds for 10: Gradio reads them, and would tell of what is wrong with one in words of its own."""
+    program = str(Path(__file__).parents[1] / "integration" / "faulty_server.py")
+    with start_server(tmp_path, "--web", program=(program,), env={"FAULT": str(tmp_path / "none"), "SEND_TIMEOUT": "3"}) as server:
+        path = "/gradio_api/queue/join"
+        late = server.raw(post_bytes(b'{"data": [', path, **{"Content-Length": "100"}))
+        assert b" 408 " in late and b"request_timeout" in late
+        begun = post_bytes(b"", path, **{"Transfer-Encoding": "chunked"}).replace(b"Content-Length: 0\r\n", b"")
+        large = server.raw(begun + (b"100000\r\n" + b" " * (1 << 20) + b"\r\n") * 33)
+        assert b" 413 " in large and b"request_too_large" in large
+        assert not LEAKS.search(server.log) and server.ask().status_code == 200
 
 
 def test_a_server_that_is_told_to_stop_lets_the_pages_answer_end(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`qwen-vl` with faults to order: what the file $FAULT names goes wrong the next time. For tests only; the product has no such switches.
 
-A line is `place count`: the first `count - 1` passes of the place go well, the next one fails, and the file is emptied.
+A line is `place count`: the first `count - 1` passes of the place go well, the next one fails, and the file is emptied. The place `slow` counts
+nothing: each round takes a tenth of a second as long as the file says so.
 """
 
 import os
@@ -33,12 +34,25 @@ def is_due(place: str) -> bool:
     return int(count) <= 1
 
 
-def break_at(owner: type, name: str, place: str, fault: Callable[[], None]) -> None:
-    """Let a method do something else first when its place is due."""
+def is_ordered(place: str) -> bool:
+    """Tell whether the file names a place, whatever the count."""
+    return FAULT.exists() and FAULT.read_text().startswith(place)
+
+
+def break_at(
+    owner: type,
+    name: str,
+    place: str,
+    fault: Callable[[], None],
+    *,
+    is_now: Callable[[str], bool] = is_due,
+    concerns: Callable[..., bool] = lambda *_: True,
+) -> None:
+    """Let a method do something else first when its place is due. Args: concerns: whether a call with these arguments counts as a pass."""
     original = getattr(owner, name)
 
     def broken(*arguments: Any, **named: Any) -> Any:
-        if is_due(place):
+        if concerns(*arguments) and is_now(place):
             fault()
         return original(*arguments, **named)
 
@@ -60,6 +74,11 @@ def hang() -> None:
     time.sleep(60)
 
 
+def wait() -> None:
+    """Make this round a long one."""
+    time.sleep(0.1)
+
+
 class Fatal(BaseException):
     """What no handler expects."""
 
@@ -76,10 +95,11 @@ if "GUARD" in os.environ:  # tests run without a guard: the importing path has b
 break_at(SlotCache, "reserve", "memory-kv", out_of_memory)
 break_at(QWenLMHeadModel, "get_image_features", "memory-vision", out_of_memory)
 break_at(QWenLMHeadModel, "get_image_features", "hang-vision", hang)
-break_at(Sampler, "scores", "memory-sampler", out_of_memory)
+break_at(Sampler, "scores", "memory-sampler", out_of_memory, concerns=lambda sampler, *_: sampler.params.temperature > 0)
 break_at(Sampler, "scores", "bug-sampler", bug)
 break_at(ChatForm, "choice", "bug-route", bug)
 break_at(ChatForm, "delta", "bug-stream", bug)
+break_at(Engine, "step", "slow", wait, is_now=is_ordered)
 break_at(Engine, "step", "die", die)
 break_at(Engine, "step", "hang", hang)
 

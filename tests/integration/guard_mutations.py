@@ -9,8 +9,9 @@ import base64
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +24,7 @@ FORMS, GUARD, BODY = (f"tests/unit/serving/test_{name}.py" for name in ("forms",
 SIZES, GATEWAY, SERVICE, WATCHDOG, PROTOCOL = (
     f"tests/unit/serving/test_{name}.py" for name in ("sizes", "gateway", "service", "watchdog", "protocol")
 )
-DOOR = "tests/unit/serving/web/test_door.py"
+DOOR, APP = "tests/unit/serving/web/test_door.py", "tests/unit/serving/test_app.py"
 FETCH = "tests/unit/processing/test_fetch.py"
 PROMPTS, BEGIN, ENGINE = "tests/unit/api/test_prompts.py", "tests/unit/api/test_begin.py", "tests/unit/engine/test_engine.py"
 FAULTS, CATALOGUE = "tests/integration/test_serve_faults.py", "tests/integration/test_bad_input.py"  # of real servers
@@ -54,13 +55,35 @@ def resolve_only(address: Any, _: Any, deadline: float) -> list[str]:
     return fetch._look_up(address, deadline)
 
 
-def start_unconfined() -> None:
-    from qwen_vl.serving import decoder
+def resolve_twice() -> None:
+    from qwen_vl.processing import fetch
 
-    loose = "import main; import qwen_vl.processing.decode_worker as worker; worker.confine = lambda _: None;"
-    if "import main;" not in decoder._START:
-        raise AttributeError("the decoders start otherwise: mend this list")
-    decoder._START = decoder._START.replace("import main;", loose)
+    check = fetch._resolve
+
+    def resolve(address: Any, policy: Any, deadline: float) -> list[str]:
+        check(address, policy, deadline)
+        return fetch._look_up(address, deadline)
+
+    put("processing.fetch", "_resolve", resolve)()
+
+
+def in_decoders(module: str, name: str) -> Callable[[], None]:
+    """Return what lets a function do nothing in the processes that decode."""
+
+    def replace() -> None:
+        from qwen_vl.serving import decoder
+
+        if "import main;" not in decoder._START or not hasattr(__import__(f"qwen_vl.{module}", fromlist=["_"]), name):
+            raise AttributeError("the decoders start otherwise: mend this list")
+        loose = f"import main; import qwen_vl.{module} as loose; loose.{name} = lambda *_: None;"
+        decoder._START = decoder._START.replace("import main;", loose)
+
+    return replace
+
+
+def wait_for_decoders() -> None:
+    timers = {**vars(threading), "Timer": lambda *_: threading.Timer(10**6, nothing)}
+    put("serving.decoder", "threading", SimpleNamespace(**timers))()
 
 
 def start_with_secrets() -> None:
@@ -85,6 +108,24 @@ async def never(*_: Any) -> None:
     await asyncio.Event().wait()
 
 
+async def load_all(parts: Any, media: Any, owner: str) -> list[Any]:
+    """Load pictures and wait for none of the others once one has failed."""
+    loading = [media.load(part.image_url.url, owner) for part in parts if part.type == "image_url"]
+    pictures = iter(await asyncio.gather(*loading))
+    return [{"type": "image", "image": next(pictures)} if part.type == "image_url" else {"type": "text", "text": part.text} for part in parts]
+
+
+async def run_later(threads: Any, work: Callable[[Any], Any], given: Any) -> Any:
+    """Leave it to the pool when work begins, whoever waits for it by then."""
+    return await asyncio.get_running_loop().run_in_executor(threads._pool, work, given)
+
+
+@asynccontextmanager
+async def forever(*_: Any) -> AsyncGenerator[Callable[[], None]]:
+    """Let nothing end."""
+    yield nothing
+
+
 @contextmanager
 def anybody(*_: Any) -> Iterator[None]:
     """Let everybody in."""
@@ -93,13 +134,14 @@ def anybody(*_: Any) -> Iterator[None]:
 
 def without_time(module: str) -> Callable[[], None]:
     """Return what lets a module wait for ever."""
-    return put(module, "asyncio", SimpleNamespace(**{**vars(asyncio), "timeout": lambda _: asyncio.timeout(None)}))
+    endless = {name: lambda _: asyncio.timeout(None) for name in ("timeout", "timeout_at")}
+    return put(module, "asyncio", SimpleNamespace(**{**vars(asyncio), **endless}))
 
 
-def unlimited(idle_timeout_s: float, _: int) -> Any:
-    from qwen_vl.serving.protocol import BoundedProtocol
+def unlimit() -> None:
+    from qwen_vl.serving.protocol import bounded
 
-    return type("Protocol", (BoundedProtocol,), {"idle_timeout_s": idle_timeout_s, "max_connections": 10**9})
+    put("serving.protocol", "bounded", lambda settings, _, note_slow: bounded(settings, 10**9, note_slow))()
 
 
 def digest_for_all(*arguments: Any) -> list[bytes]:
@@ -115,6 +157,7 @@ def read_control_tokens(encoder: Any, text: str) -> list[int]:
 MUTATIONS: dict[str, Mutation] = {
     "private addresses": (put("processing.fetch", "_is_global", lambda _: True), FETCH),
     "allowed hosts": (put("processing.fetch", "_resolve", resolve_only), FETCH),
+    "connecting to the checked address": (resolve_twice, FETCH),
     "bytes of an answer": (put("processing.fetch", "_read", lambda response, *_: response.read(2_000_000)), FETCH),
     "backslashes and users": (
         put("processing.fetch", "parse_address", lambda url: __import__("qwen_vl.processing.fetch", fromlist=["_"]).Address("http", "a", 80, "/")),
@@ -125,7 +168,9 @@ MUTATIONS: dict[str, Mutation] = {
     "format by the first bytes": (put("processing.sources", "is_picture", lambda _: True), MEDIA),
     "format of what was fetched": (put("serving.media", "is_picture", lambda _: True), MEDIA),
     "fetching is off": (put("serving.media", "MediaLoader._fetch", lambda *_: __import__("asyncio").sleep(0, b"")), MEDIA),
-    "unconfined decoders": (start_unconfined, DECODER),
+    "unconfined decoders": (in_decoders("processing.decode_worker", "confine"), DECODER),
+    "aspect of pictures": (in_decoders("processing.decoding", "_check_aspect"), DECODER),
+    "time of decoders": (wait_for_decoders, f"{DECODER}::test_a_process_that_hangs_is_killed_and_replaced"),
     "secrets of decoders": (start_with_secrets, DECODER),
     "limits of decoders": (put("serving.decoder", "_refusal", lambda *_: None), DECODER),
     "signed permissions": (put("serving.uploads", "UploadStore._sign", lambda *_: bytes(32)), UPLOADS),
@@ -154,11 +199,11 @@ MUTATIONS: dict[str, Mutation] = {
     "owners of prompts": (put("serving.service", "ChatRequest.owner", ""), SERVICE),
     "an engine that hangs": (put("serving.watchdog", "MAX_TICK_S", 0.0), WATCHDOG),
     "a preparing thread that hangs": (put("serving.watchdog", "Watchdog._some_work_hangs", lambda *_: False), WATCHDOG),
-    "connections at once": (put("serving.protocol", "bounded", unlimited), PROTOCOL),
+    "connections at once": (unlimit, PROTOCOL),
     "time of a silent connection": (put("serving.protocol", "BoundedProtocol._watch", nothing), PROTOCOL),
-    "time of a body": (without_time("serving.body"), f"{FAULTS}::test_slow_and_silent_connections_are_cut"),
-    "time of a reader": (without_time("serving.stream"), f"{FAULTS}::test_a_reader_that_does_not_read_is_dropped"),
-    "clients that leave": (put("serving.stream", "_gone", never), f"{FAULTS}::test_clients_that_leave_free_their_places"),
+    "time of a body": (without_time("serving.security"), f"{FAULTS}::test_slow_and_silent_connections_are_cut"),
+    "time of a reader": (put("serving.protocol", "BoundedProtocol._await_reader", nothing), f"{FAULTS}::test_a_reader_that_does_not_read_is_dropped"),
+    "clients that leave": (put("serving.stream", "_gone", never), f"{FAULTS}::test_for_a_client_that_leaves_nothing_more_is_written"),
     "limits of requests": (put("serving.openai", "check_limits", nothing), CATALOGUE),
     "name of the model": (put("serving.openai", "check_model", nothing), CATALOGUE),
     "routes of the page": (put("serving.web.door", "is_open", lambda *_: True), DOOR),
@@ -166,13 +211,21 @@ MUTATIONS: dict[str, Mutation] = {
     "requests of the gateway": (put("serving.scale.traffic", "Traffic.request", anybody), GATEWAY),
     "pictures that the gateway lends": (put("serving.scale.traffic", "Traffic.lending", anybody), GATEWAY),
     "headers of the gateway": (put("serving.scale.gateway", "MAX_HEADER_BYTES", 10**9), GATEWAY),
-    "time of a body at the gateway": (without_time("serving.scale.gateway"), GATEWAY),
+    "time of a body at the gateway": (without_time("serving.security"), GATEWAY),
     "Ray's own addresses": (put("serving.scale.door", "RAYS", "/none/"), GATEWAY),
     "prefixes of others": (put("engine.engine", "digest_blocks", digest_for_all), ENGINE),
     "ids without a token": (put("engine.engine", "num_tokens_of", lambda model: model.config.vocab_size), ENGINE),
     "pictures by their content": (put("api.pictures", "pixel_key", lambda _: "the same"), BEGIN),
-    "control tokens in texts": (put("api.prompts", "PlainEncoder._encode", read_control_tokens), PROMPTS),
+    "control tokens in texts": (put("api.prompts", "PlainEncoder._encode", read_control_tokens), BEGIN),
     "length of texts": (put("api.prompts", "MAX_TEXT_CHARS", 10**9), PROMPTS),
+    "pictures that nobody waits for": (put("serving.openai", "load_parts", load_all), APP),
+    "work that nobody waits for": (put("serving.threads", "Threads.run", run_later), "tests/unit/serving/test_threads.py"),
+    "bytes of all bodies": (put("serving.bodies", "HeldBody.grow", nothing), APP),
+    "nothing new while the server stops": (put("serving.service", "Service._check_open", nothing), SERVICE),
+    "requests without an answer when the server stops": (put("serving.service", "Service.until_answered", forever), APP),
+    "requests that wait when the server stops": (put("serving.places", "Places.refuse", nothing), "tests/unit/serving/test_places.py"),
+    "bodies that are no JSON": (put("serving.body", "_check_kind", nothing), APP),
+    "compressed bodies": (put("serving.body", "_check_encoding", nothing), APP),
 }
 
 

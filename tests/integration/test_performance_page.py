@@ -80,6 +80,15 @@ def test_figures_of_a_server() -> None:
     assert (figure.value, figure.verdict) == ("0 failures, 0.12 MB per 1,000 requests", "reached")
 
 
+@pytest.mark.parametrize(
+    ("cores", "goal", "median", "control", "verdict"), [(2, None, 0.9, 1.0, ""), (8, 1.5, 1.7, 1.0, "reached"), (8, 1.5, 1.7, 1.2, "void")]
+)
+def test_figures_of_two_replicas(cores: int, goal: float | None, median: float, control: float, verdict: str) -> None:
+    ratio = {"median": median, "quartiles": [median, median]}
+    (figure,) = figures(document("replicas", [{"ratio": ratio, "control": {"median": control}, "cores": cores, "goal": goal}]))
+    assert (figure.value, figure.verdict) == (f"{median:.3f} x", verdict) and f"on {cores} cores" in figure.what
+
+
 def test_figures_of_int4_at_full_size() -> None:
     row = {"tokens_per_s": 4.2, "load_s": 30.0, "peak_gb": 11.5, "goal_gb": 13.0, "reached": True, "has_int8_head": True}
     (figure,) = figures(document("int4_full", [row]))

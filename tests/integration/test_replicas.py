@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ import httpx
 import openai
 import pytest
 from PIL import Image
+
+from benchmarks import bench_replicas
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("ray")
@@ -83,6 +86,10 @@ def question(text: str, **more: Any) -> dict[str, Any]:
 
 def post(url: str, document: Any, **headers: str) -> httpx.Response:
     return httpx.post(f"{url}/v1/chat/completions", json=document, headers={"Authorization": f"Bearer {KEY}"} | headers, timeout=SECONDS)
+
+
+def metrics_of(url: str) -> str:
+    return httpx.get(f"{url}/metrics", headers={"Authorization": f"Bearer {KEY}"}, timeout=SECONDS).text
 
 
 def test_openais_client_talks_to_it(server: str) -> None:
@@ -218,8 +225,7 @@ def test_a_killed_replica_loses_nothing_that_had_not_begun(server: str) -> None:
     answers = asyncio.run(ask_all())
     assert [answer.status_code for answer in answers] == [200] * 24
     assert answers[0].json()["choices"][0]["message"]["content"] == alone
-    metrics = httpx.get(f"{server}/metrics", headers={"Authorization": f"Bearer {KEY}"}, timeout=SECONDS).text
-    retried = re.search(r"^qwen_vl_gateway_retries_total (\d+)", metrics, re.M)
+    retried = re.search(r"^qwen_vl_gateway_retries_total (\d+)", metrics_of(server), re.M)
     assert retried is not None and float(retried[1]) >= 1
     wait_until(lambda: len(pids_of_replicas()) == 2)  # Ray starts another one
 
@@ -272,15 +278,19 @@ def test_a_signal_lets_answers_in_flight_end(tmp_path: Path) -> None:
         assert process.wait(60) == 0
 
 
-def test_after_the_grace_time_streams_end_with_an_error(tmp_path: Path) -> None:
-    with replicas(tmp_path, "--grace", "0.5") as (url, process):
+def test_after_the_grace_time_answers_end_with_an_error(tmp_path: Path) -> None:
+    with replicas(tmp_path, "--grace", "0.5") as (url, process), ThreadPoolExecutor(1) as pool:
+        plain = pool.submit(post, url, question("Hi", min_tokens=3000, max_tokens=3000))
         document = question("Hello", min_tokens=3000, max_tokens=3000, stream=True)
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=document, headers={"Authorization": f"Bearer {KEY}"}, timeout=SECONDS) as stream:
             lines = stream.iter_lines()
             next(lines)
+            wait_until(lambda: "qwen_vl_gateway_in_flight 2.0" in metrics_of(url))
             process.send_signal(signal.SIGTERM)
             events = [line for line in lines if line]
         assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "shutting_down"
+        told = plain.result(SECONDS)
+        assert (told.status_code, told.json()["error"]["code"]) == (503, "shutting_down")
         assert process.wait(60) == 0
 
 
@@ -304,6 +314,33 @@ def test_a_replica_that_loses_its_engine_ends_and_another_answers(tmp_path: Path
         assert answer.status_code == 200, answer.text
         assert not flag.exists()
         wait_until(lambda: before - set(pids_of_replicas()))
-        assert "qwen_vl_gateway_retries_total 1.0" in httpx.get(f"{url}/metrics", timeout=SECONDS).text
+        assert "qwen_vl_gateway_retries_total 1.0" in metrics_of(url)
         assert httpx.get(f"{url}/health", timeout=SECONDS).json() == {"status": "ok"}
         wait_until(lambda: len(pids_of_replicas()) == 2)
+
+
+def test_two_replicas_are_measured_beside_one() -> None:
+    command = [sys.executable, "-m", "benchmarks.bench_replicas", "--rounds", "1", "--questions", "2", "--tokens", "4", "--clients", "2"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=2 * SECONDS, check=False)
+    assert run.returncode == 0, run.stderr
+    document = json.loads(run.stdout.splitlines()[-1])
+    (row,) = document["results"]
+    assert row["cores"] == document["config"]["cores"] >= 1 and row["ratio"]["median"] > 0
+    assert (row["goal"] is None) == (row["cores"] < bench_replicas.CORES_OF_GOAL)
+
+
+def test_a_benchmark_of_different_answers_ends() -> None:
+    class Parrot:
+        def __init__(self, word: str) -> None:
+            self.word, self.texts = word, dict[int, str]()
+
+        def ask(self, number: int) -> float:
+            self.texts[number] = self.word
+            return 0.0
+
+    def clients(*words: str) -> Any:
+        return dict(enumerate(map(Parrot, words)))
+
+    bench_replicas.expect_same(clients("a", "a"), 3, 2)
+    with pytest.raises(SystemExit, match="differ"):
+        bench_replicas.expect_same(clients("a", "b"), 3, 2)

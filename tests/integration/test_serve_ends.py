@@ -22,7 +22,21 @@ from typing import Any
 import pytest
 
 import qwen_vl
-from tests.integration.serving import DEADLINE_S, KEY, Server, code_of, start_server, wait_until
+from tests.integration.serving import (
+    BUSY,
+    DEADLINE_S,
+    KEY,
+    Server,
+    chat_body,
+    check_silent,
+    code_of,
+    picture_uri,
+    post_bytes,
+    read_all,
+    shown,
+    start_server,
+    wait_until,
+)
 
 FAULTY = (str(Path(__file__).with_name("faulty_server.py")),)
 NUM_STREAMS = 8
@@ -78,7 +92,6 @@ def test_sigterm_lets_streams_finish_and_takes_nothing_new(tmp_path: Path) -> No
         assert server.process.wait(DEADLINE_S) == 0
 
 
-@pytest.mark.slow
 def test_what_is_not_finished_in_time_ends_with_an_error(tmp_path: Path) -> None:
     """F09."""
     with start_server(tmp_path, "--grace", "0.5") as server:
@@ -87,7 +100,33 @@ def test_what_is_not_finished_in_time_ends_with_an_error(tmp_path: Path) -> None
         assert server.process.wait(DEADLINE_S) == 0
 
 
-@pytest.mark.slow
+def test_what_has_not_begun_when_the_time_is_over_is_told_so(tmp_path: Path) -> None:
+    """F09: answers that are written, requests that wait for a place, and one whose body still comes."""
+    order = tmp_path / "fault"
+    arguments = ("--grace", "0.5", "--max-running", "2")
+    with (
+        start_server(tmp_path, *arguments, program=FAULTY, env={"FAULT": str(order)}) as server,
+        server.connect() as half,
+        ThreadPoolExecutor(6) as pool,
+    ):
+        order.write_text("slow 1")
+        asking = [pool.submit(server.ask, max_tokens=1900, min_tokens=1900, stream=number % 2 == 0) for number in range(6)]
+        half.sendall(post_bytes(chat_body())[:-5])
+        names, expected = ("requests_admitted", "requests_waiting", "places_taken"), [7, 4, 2]
+        wait_until(lambda: [server.gauges()[f"qwen_vl_{name}"] for name in names] == expected, "two are written, and the others wait")
+        server.process.send_signal(signal.SIGTERM)
+        responses = [each.result(DEADLINE_S) for each in asking]
+        begun = [response for response in responses if response.status_code == 200]  # streams
+        refused = [response for response in responses if response not in begun]
+        assert {response.status_code for response in refused} == {503} and {code_of(response) for response in refused} == {"shutting_down"}
+        assert {last_error([line[6:] for line in response.text.splitlines() if line.startswith("data: ")]) for response in begun} <= {"shutting_down"}
+        assert len(refused) >= 4
+        answered = read_all(half)
+        assert answered.startswith(b"HTTP/1.1 503 ") and b"shutting_down" in answered
+        assert server.process.wait(DEADLINE_S) == 0
+        check_silent(server.log)
+
+
 def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     """F09."""
     with start_server(tmp_path, "--grace", "600") as server:
@@ -96,7 +135,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
             server.process.send_signal(signal.SIGTERM)
             wait_until(lambda: server.health == 503, "the health says that it stops")
             server.process.send_signal(signal.SIGTERM)
-            assert server.process.wait(1) == 130
+            assert server.process.wait(1 * BUSY) == 130
 
         with contextlib.suppress(http.client.HTTPException, ConnectionError):
             (events,) = with_streams(server, 1900, stop_twice, num_streams=1)
@@ -141,24 +180,41 @@ def test_a_vision_tower_that_hangs_is_seen_too(tmp_path: Path) -> None:
         order.write_text("hang-vision 1")
         from PIL import Image
 
-        from tests.integration.serving import picture_uri, shown
-
         response = server.ask(shown("What?", picture_uri(Image.new("RGB", (9, 9)))))
         assert response.status_code == 503 and code_of(response) == "engine_down"
         assert server.process.wait(DEADLINE_S) == 1
 
 
 def start_in_vain(*arguments: str, env: dict[str, str] | None = None) -> tuple[int, str]:
-    """Run `qwen-vl serve` where it cannot work and return the exit code and stderr."""
-    run = subprocess.run(
+    """Run `qwen-vl serve` where it cannot work and return the exit code and stderr, once it has ended in time and left no process behind."""
+    begun_s = time.monotonic()
+    with subprocess.Popen(
         [sys.executable, "-m", "qwen_vl", "serve", *arguments],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=2 * DEADLINE_S,
         env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
-    )
-    assert run.stdout == ""
-    return run.returncode, run.stderr
+        start_new_session=True,  # by which its children are known
+    ) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=2 * DEADLINE_S)
+        finally:
+            process.kill()
+    assert time.monotonic() - begun_s < 5 * BUSY
+    wait_until(lambda: not session_of(process.pid), "no child is left", BUSY)
+    assert stdout == ""
+    return process.returncode, stderr
+
+
+def session_of(leader: int) -> list[int]:
+    """Return the processes of a session, among them those that have ended and are not waited for."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            fields = stat.read_text().rpartition(")")[2].split()  # after the name, which may hold anything
+            if int(fields[3]) == leader:
+                found.append(int(stat.parent.name))
+    return found
 
 
 def test_starts_that_cannot_work_end_with_one_line(tmp_path: Path) -> None:
@@ -211,33 +267,85 @@ def assert_refused(outcome: tuple[int, str], code: int, words: str) -> None:
     assert found == code and words in said and said.startswith("error: ") and said.count("\n") == 1, outcome
 
 
+POOR = """
+import os, resource, sys
+
+CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod"}
+
+
+def refuse(event, arguments):
+    target = arguments[0] if arguments else None
+    if event == "open":
+        is_change = isinstance(target, (str, bytes)) and target != os.devnull and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+    else:
+        is_change = event in CHANGES and not (event == "os.mkdir" and os.path.isdir(target))  # which says that it is there
+    if is_change:
+        raise OSError(30, "Read-only file system")
+
+
+os.umask(0o077)
+os.chdir("/proc")
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+sys.addaudithook(refuse)
+from qwen_vl import cli
+sys.exit(cli.main())
+"""
+
+
 @pytest.mark.slow
 def test_it_serves_where_little_is_allowed(tmp_path: Path) -> None:
-    """F24 and B83: no home, no temporary folder, nowhere to write, 64 files, checks of Python off."""
+    """F24 and B83: 64 files, no home, no folder for temporary files, checks of Python off, and whatever the server's process would write or make is
+    refused, as by a file system that is read-only. It answers as anywhere else, and says once what it lacks.
+    """
     program = tmp_path / "poor.py"
-    program.write_text(
-        "import os, resource, sys\n"
-        "os.umask(0o077); os.chdir('/proc'); resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))\n"
-        "from qwen_vl import cli\nsys.exit(cli.main())\n"
-    )
+    program.write_text(POOR)
     env = {"HOME": "/nonexistent", "TMPDIR": "/nonexistent", "LC_ALL": "C", "PYTHONOPTIMIZE": "1", "HF_HOME": "/nonexistent"}
+    contents = ["Who are you?", shown("What is this?", picture_uri())]
+    with start_server(tmp_path) as server:
+        usual = [server.ask(content, temperature=0).json()["choices"] for content in contents]
     with start_server(tmp_path, program=(str(program),), env=env) as server:
-        assert server.ask().status_code == 200
-        assert server.stop() == 0
+        assert [server.ask(content, temperature=0).json()["choices"] for content in contents] == usual
+        with contextlib.ExitStack() as held:  # of 64 files, 8 are for connections
+            several = [held.enter_context(server.connect()) for _ in range(12)]
+            wait_until(lambda: sum(read_at_once(connection) == b"" for connection in several) == 4, "those beyond are cut")
+        assert server.ask().status_code == 200 and server.stop() == 0
+        (lack,) = [line for line in server.log.splitlines() if line.startswith("WARNING") and "stopping" not in line]
+        assert "no folder for temporary files" in lack
+
+
+def read_at_once(connection: socket.socket) -> bytes | None:
+    """Return what has come on a connection, nothing for its end, or None if nothing came."""
+    connection.setblocking(False)
+    try:
+        return connection.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return None
+    except ConnectionError:
+        return b""
 
 
 @pytest.mark.slow
 def test_clock_jumps_change_nothing(tmp_path: Path) -> None:
-    """F12: time-outs go by a clock that nobody sets."""
+    """F12: time-outs go by a clock that nobody sets. With 3 seconds for 10 and 30, half a body and a silent connection are cut then, not before."""
     program = tmp_path / "jumpy.py"
     program.write_text(
-        "import itertools, sys, time\n"
+        "import itertools, runpy, sys, time\n"
         "real, jumps = time.time, itertools.cycle((0, 3600, -3600))\n"
         "time.time = lambda: real() + next(jumps)\n"
-        "from qwen_vl import cli\nsys.exit(cli.main())\n"
+        f"runpy.run_path({FAULTY[0]!r})\n"
     )
-    with start_server(tmp_path, program=(str(program),)) as server:
-        end = time.monotonic() + 5
-        while time.monotonic() < end:
-            assert server.ask(max_tokens=4).status_code == 200 and server.health == 200
+    env = {"FAULT": str(tmp_path / "none"), "SEND_TIMEOUT": "3"}
+    with start_server(tmp_path, program=(str(program),), env=env) as server:
+
+        def wait(sent: bytes) -> tuple[bytes, float]:
+            began_s = time.monotonic()
+            return server.raw(sent), time.monotonic() - began_s
+
+        with ThreadPoolExecutor(2) as pool:
+            waiting = [pool.submit(wait, sent) for sent in (post_bytes(chat_body())[:-5], b"")]
+            while not all(each.done() for each in waiting):
+                assert server.ask(max_tokens=4).status_code == 200 and server.health == 200
+        (late, late_s), (silent, silent_s) = (each.result() for each in waiting)
+        assert b" 408 " in late and b"request_timeout" in late and silent == b""
+        assert 3 <= late_s < DEADLINE_S and 3 <= silent_s < DEADLINE_S
         assert server.stop() == 0

@@ -81,6 +81,7 @@ def test_limits_of_the_table_are_the_defaults() -> None:
     plain, kept = ServeSettings(), uploads.UploadLimits()
     for value in (f"{plain.max_body_bytes >> 20} MiB, {plain.body_timeout_s:g} s", f"{plain.max_image_bytes >> 20} MiB; JPEG"):
         assert value in table
+    assert f"and files fetched for them | {plain.max_held_bytes >> 20} MiB |" in table
     assert f"{plain.max_image_pixels // 10**6} million pixels; one side at most {decoder.DecoderLimits().max_aspect} times" in table
     assert f"{plain.max_text_chars:,} characters, {plain.max_messages:,} messages" in table
     lists = f"{plain.max_parts:,} parts of content, {schemas.MAX_TOOLS} tools, {body.MAX_FIELDS:,} fields, {body.MAX_MARKS:,} commas"

@@ -42,7 +42,10 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     ),
     "evaluation": (LEAVES | {"api", "lock", "whole", "surroundings"}, {"torch", "numpy", "PIL", "rapidfuzz", "openai"}),
     "profiling": ({"surroundings", "modeling", "engine", "quantization", "api"}, {"torch", "transformers"}),
-    "serving": (LEAVES | {"api"}, {"torch", "fastapi", "starlette", "anyio", "uvicorn", "pydantic", "prometheus_client", "gradio", "ray", "PIL"}),
+    "serving": (
+        LEAVES | {"api"},
+        {"torch", "fastapi", "starlette", "anyio", "uvicorn", "h11", "pydantic", "prometheus_client", "gradio", "ray", "PIL"},
+    ),
 }
 FREE = {"cli"}  # may import anything, but only inside its functions
 HTTP_CLIENTS = {"requests", "httpx", "httpx2", "aiohttp", "urllib3", "urllib.request", "http.client", "socket", "ftplib"}

@@ -45,6 +45,7 @@ class FeatureCache:
         self._lock = threading.Lock()
         self._tower = threading.Lock()  # whoever holds it encodes
         self._num_hits = self._num_misses = self._generation = 0
+        self.num_passes = 0  # of the tower that have ended, whatever came of them
 
     def fetch(self, keys: Sequence[str], pictures: Sequence[Tensor]) -> list[Tensor]:
         """Return the features of each picture, those that are not known from the vision tower.
@@ -91,7 +92,7 @@ class FeatureCache:
 
     def _encode_together(self, batch: list[Coming]) -> bool:
         try:
-            encoded = self._encode([each.pixel_values for each in batch])
+            encoded = self._pass(batch)
         except Exception as error:  # noqa: BLE001  a tower raises anything, and for one picture of several; each is tried alone next, and what fails then is kept
             logger.warning("%d pictures could not be encoded together, %s: each is encoded alone", len(batch), type(error).__name__)
             return False
@@ -101,9 +102,15 @@ class FeatureCache:
 
     def _encode_alone(self, each: Coming) -> None:
         try:
-            self._end(each, self._encode([each.pixel_values])[0].clone())
+            self._end(each, self._pass([each])[0].clone())
         except Exception as error:  # noqa: BLE001  a tower raises anything; the future carries it to all threads that wait for this picture
             self._end(each, error)
+
+    def _pass(self, batch: list[Coming]) -> Tensor:
+        try:
+            return self._encode([each.pixel_values for each in batch])
+        finally:
+            self.num_passes += 1
 
     def _end(self, each: Coming, outcome: Tensor | BaseException) -> None:
         """Hand over what has come of a picture, and keep it."""

@@ -60,6 +60,7 @@ def serve(requests: BinaryIO, replies: BinaryIO, max_pixels: int, max_aspect: in
         for part in answer(content, max_pixels, max_aspect, resolution):
             replies.write(part)
         replies.flush()
+        del content, part  # not until the next request, which may be hours away
 
 
 def main(memory_bytes: int, max_pixels: int, max_aspect: int, image_size: int, patch_size: int, max_patches: int) -> None:

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from http import HTTPMethod
 from typing import Any
 
 from fastapi import FastAPI
@@ -22,10 +23,10 @@ from qwen_vl.processing.resolution import Resolution
 from qwen_vl.serving import dashscope, openai
 from qwen_vl.serving.errors import ServeError, translated, where
 from qwen_vl.serving.media import MediaLimits, MediaLoader
-from qwen_vl.serving.metrics import CONTENT_TYPE, Metrics
+from qwen_vl.serving.metrics import CONTENT_TYPE
 from qwen_vl.serving.refusals import tell_errors
 from qwen_vl.serving.schemas import ChatCompletionRequest, CompletionRequest
-from qwen_vl.serving.security import BodyTooLargeError, Guard
+from qwen_vl.serving.security import Guard
 from qwen_vl.serving.service import Service
 from qwen_vl.serving.settings import ServeSettings
 from qwen_vl.serving.stream import JSONAnswer
@@ -54,8 +55,8 @@ def create_app(
         uploads: where pictures are that clients upload, if not in a store of its own.
     """
     uploads = uploads or UploadStore(UploadLimits.of(settings))
-    media = MediaLoader(MediaLimits.of(settings, Resolution.of(vl.model.config.visual or NO_PICTURES)), uploads)
     service = Service(vl, settings, on_failure)
+    media = MediaLoader(MediaLimits.of(settings, Resolution.of(vl.model.config.visual or NO_PICTURES)), service.bodies, uploads)
 
     @asynccontextmanager
     async def live(app: FastAPI) -> AsyncIterator[None]:
@@ -75,8 +76,8 @@ def create_app(
     add_own_routes(app, service)
     tell_errors(app)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
-    app.add_middleware(Watcher, metrics=service.metrics)
-    app.add_middleware(Guard, settings=settings, has_page=has_page)
+    app.add_middleware(Watcher, service=service)
+    app.add_middleware(Guard, settings=settings, bodies=service.bodies, has_page=has_page)
     return app
 
 
@@ -114,14 +115,15 @@ def name_route(scope: Scope) -> str:
     route = scope.get("route")
     if not isinstance(route, APIRoute):
         return "other"
-    return str(scope["path"]) if str(scope["path"]).endswith(route.path) else route.path
+    # Of the request's own path nothing is kept but which prefix it has, so that there are no more names than routes.
+    return next((each for each in OPENAI_PREFIXES if scope["path"].startswith(f"{each}/")), "") + route.path
 
 
 class Watcher:
-    """Counts requests, gives each a number, and makes a plain error of whatever a route did not expect. Of contents nothing is noted."""
+    """Counts requests, gives each a number, lets the service end it, and makes a plain error of what a route did not expect. It notes no contents."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self.app, self.metrics = app, metrics
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self.app, self.service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on."""
@@ -137,16 +139,20 @@ class Watcher:
                 message = {**message, "headers": [*message.get("headers", []), (b"x-request-id", number.encode())]}
             await send(message)
 
+        async def answering(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                note_answered()
+            await noting(message)
+
         try:
-            await self.app(scope, receive, noting)
+            async with self.service.until_answered() as note_answered:
+                await self.app(scope, receive, answering)
         except ClientDisconnect:  # while its body was read: nobody is left to be told
             status = status or 499
         except ServeError as error:
             if status:
                 raise
             await JSONAnswer(error.to_body(scope["path"]), error.status, error.headers)(scope, receive, noting)
-        except BodyTooLargeError:  # the guard, which has counted it, tells of it
-            raise
         except Exception as error:  # noqa: BLE001  the client is told, the log names the place, and the next request is served
             logger.error("request %s failed: %s", number, where(error))
             if status:  # the answer has begun, and cannot be taken back
@@ -158,6 +164,6 @@ class Watcher:
             told = translated(error)
             await JSONAnswer(told.to_body(scope["path"]), told.status, told.headers)(scope, receive, noting)
         finally:
-            path = name_route(scope)
-            self.metrics.requests.labels(path, str(status)).inc()
-            logger.info("%s %s %s %d %.0f ms", number, scope["method"], path, status, 1000 * (time.monotonic() - started_s))
+            path, method = name_route(scope), scope["method"] if scope["method"] in HTTPMethod.__members__ else "other"
+            self.service.metrics.requests.labels(path, str(status)).inc()
+            logger.info("%s %s %s %d %.0f ms", number, method, path, status, 1000 * (time.monotonic() - started_s))

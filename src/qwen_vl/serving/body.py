@@ -1,20 +1,19 @@
-"""The body of a request, from bytes to a checked object: strict JSON, counted and timed while it is read.
+"""The body of a request, which the guard counts and times (security), from bytes to a checked object of strict JSON.
 
-asked = await read_checked(request, settings, lambda fields: validate(ChatCompletionRequest, fields))
+asked = await read_checked(request, lambda fields: validate(ChatCompletionRequest, fields))
 """
 
 import asyncio
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
 from qwen_vl.serving.errors import ServeError
-from qwen_vl.serving.settings import ServeSettings
 
 Model = TypeVar("Model", bound=BaseModel)
 Checked = TypeVar("Checked")
@@ -70,33 +69,36 @@ def unsupported(message: str, param: str | None = None) -> FieldError:
     return FieldError(message, "unsupported", param)
 
 
-async def read_checked(request: Request, settings: ServeSettings, check: Callable[[dict[str, Any]], Checked]) -> Checked:
+async def read_checked(request: Request, check: Callable[[dict[str, Any]], Checked]) -> Checked:
     """Read the body of a request and return what `check` makes of its fields; of a large body in a thread.
 
-    Raises: ServeError 400, 408, 413 or 415, and what `check` raises.
+    Raises: ServeError 400 or 415, what the guard raises of a body, and what `check` raises.
     """
-    content = await _read(request, settings)
+    content = await _read(request)
     return check(parse(content)) if len(content) <= SMALL_BYTES else await asyncio.to_thread(lambda: check(parse(content)))
 
 
-async def _read(request: Request, settings: ServeSettings) -> bytes:
-    """Return the body of a request. Raises: ServeError 408 or 415."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise ServeError(415, "unsupported_media_type", "The body must be JSON: send Content-Type: application/json.")
-    if request.headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
-        raise ServeError(415, "unsupported_content_encoding", "Compressed bodies are not read: send the body as it is.")
+async def _read(request: Request) -> bytearray:
+    """Return the body of a request. Raises: ServeError 415, and what the guard raises of a body."""
+    _check_kind(request.headers)
+    _check_encoding(request.headers)
     content = bytearray()
-    try:
-        async with asyncio.timeout(settings.body_timeout_s):
-            async for chunk in request.stream():  # whose length the guard counts (security)
-                content += chunk
-    except TimeoutError:
-        raise ServeError(408, "request_timeout", f"The body did not come within {settings.body_timeout_s:g} seconds.") from None
-    return bytes(content)
+    async for chunk in request.stream():
+        content += chunk
+    return content
 
 
-def parse(content: bytes) -> dict[str, Any]:
+def _check_kind(headers: Mapping[str, str]) -> None:
+    if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise ServeError(415, "unsupported_media_type", "The body must be JSON: send Content-Type: application/json.")
+
+
+def _check_encoding(headers: Mapping[str, str]) -> None:
+    if headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
+        raise ServeError(415, "unsupported_content_encoding", "Compressed bodies are not read: send the body as it is.")
+
+
+def parse(content: bytes | bytearray) -> dict[str, Any]:
     """Parse a JSON object: no NaN, no infinity, no key twice, no half characters, not too many values. Raises: ServeError 400."""
     if sum(map(content.count, (b",", b"[", b"{"))) > MAX_MARKS:
         message = f"A body may have at most {MAX_MARKS} commas and brackets, those of texts among them."

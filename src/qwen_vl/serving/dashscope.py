@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 from starlette.responses import Response
 
 from qwen_vl.api import Answer, TokenLogprob
+from qwen_vl.serving.bodies import let_go
 from qwen_vl.serving.body import read_checked, unsupported, validate
 from qwen_vl.serving.errors import DASHSCOPE, ServeError
 from qwen_vl.serving.media import MediaLoader
@@ -149,7 +150,9 @@ class GenerationRequest(_Strict):
 class Form:
     """How the answers to one request are told.
 
-    Args: is_cumulative: each event of a stream brings the whole text so far.
+    Args:
+        asked: without contents.
+        is_cumulative: each event of a stream brings the whole text so far.
     """
 
     def __init__(self, asked: ChatCompletionRequest, is_cumulative: bool) -> None:
@@ -236,17 +239,19 @@ def make_router(service: Service, media: MediaLoader, uploads: UploadStore) -> A
         """Answer a conversation."""
         with ExitStack() as held:
             held.enter_context(service.admit())
-            asked, is_incremental = await read_checked(request, settings, lambda fields: check_generation(fields, settings))
-            form = Form(asked, is_cumulative=not is_incremental)
 
-            async def begin() -> Generation:
-                chat, _ = await read_chat(asked, media, settings, owner_of(request))
-                return await service.open(chat)
+            async def begin(asked: ChatCompletionRequest, is_incremental: bool) -> tuple[Form, Generation]:
+                wanted, _ = await read_chat(asked, media, settings, owner_of(request))
+                form = Form(asked.without_contents(), is_cumulative=not is_incremental)
+                del asked  # nobody needs the texts of pictures while it waits for a place and is answered
+                let_go(request)
+                return form, await service.open(wanted)
 
             try:
-                generation = await while_connected(request, begin())
+                asking = begin(*await read_checked(request, lambda fields: check_generation(fields, settings)))
+                form, generation = await while_connected(request, asking)
                 if request.headers.get("x-dashscope-sse") == "enable":
-                    return EventStream(stream_events(generation, form), held.pop_all(), settings, service.metrics, form.error)
+                    return EventStream(stream_events(generation, form), held.pop_all(), service.metrics, form.error)
                 async with generation:
                     answers = await while_connected(request, generation.whole())
             except ClientLeftError:
@@ -254,5 +259,5 @@ def make_router(service: Service, media: MediaLoader, uploads: UploadStore) -> A
                 return Response(status_code=499)  # nobody reads it
             return JSONAnswer(form.whole(answers))
 
-    router.include_router(make_upload_router(uploads, settings, service.admit))
+    router.include_router(make_upload_router(uploads, service.admit))
     return router

@@ -1,6 +1,6 @@
 """The one way by which a picture comes into the server, and all that guards it.
 
-    loader = MediaLoader(MediaLimits.of(settings, Resolution(image_size=448)), uploads)
+    loader = MediaLoader(MediaLimits.of(settings, Resolution(image_size=448)), Bodies(settings.max_held_bytes), uploads)
     picture = await loader.load("data:image/png;base64,iVBOR..", owner)  # PIL, RGB, of the size at which the model sees it
 
 A reference is a data URI, the handle of an upload of the same key, or, where the server's operator has listed hosts, an address on one of them.
@@ -10,7 +10,6 @@ memory and time by the process that decodes (`decoder`). Messages are fixed sent
 """
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,9 +20,11 @@ from qwen_vl.processing.decoding import FORMATS, is_picture
 from qwen_vl.processing.fetch import FetchPolicy, fetch
 from qwen_vl.processing.resolution import Resolution
 from qwen_vl.processing.sources import read_data_uri
+from qwen_vl.serving.bodies import Bodies
 from qwen_vl.serving.decoder import DecoderLimits, DecoderPool
 from qwen_vl.serving.errors import ServeError
 from qwen_vl.serving.settings import ServeSettings
+from qwen_vl.serving.threads import Threads
 from qwen_vl.serving.uploads import PREFIX, UploadStore
 
 NUM_FETCHERS = 8  # addresses that are fetched at once, of all requests
@@ -50,14 +51,16 @@ class MediaLimits:
 
 
 class MediaLoader:
-    """Loads pictures for requests, off the event loop. Close it when the server ends."""
+    """Loads pictures for requests, off the event loop. Close it when the server ends.
 
-    def __init__(self, limits: MediaLimits, uploads: UploadStore | None = None) -> None:
-        self.limits = limits
-        self.uploads = uploads
+    Args: bodies: counts what requests hold; files that were fetched for them are held as their bodies are.
+    """
+
+    def __init__(self, limits: MediaLimits, bodies: Bodies, uploads: UploadStore | None = None) -> None:
+        self.limits, self.bodies, self.uploads = limits, bodies, uploads
         self.decoders = DecoderPool(limits.decoder)
-        self._decoding = ThreadPoolExecutor(limits.decoder.num_workers, "decode")
-        self._fetching = ThreadPoolExecutor(NUM_FETCHERS, "fetch")
+        self._decoding = Threads(limits.decoder.num_workers, "decode")
+        self._fetching = Threads(NUM_FETCHERS, "fetch")
 
     async def load(self, reference: Any, owner: str = "") -> Image.Image:
         """Return the picture in RGB; `info["original_size"]` is its (width, height) before it was resized.
@@ -65,20 +68,24 @@ class MediaLoader:
         Args:
             reference: what a picture part of the request says.
             owner: whose uploads may be named.
-        Raises: ServeError: 400 for what is not allowed, not there or not a picture; 503 if the process that decoded it died.
+        Raises: ServeError: 400 for what is not allowed, not there or not a picture; 429 if all that is held is too much; 503 if the process that
+                decoded it died.
         """
         if not isinstance(reference, str):
             raise _not_allowed()
         scheme = reference[:8].lower()
         if scheme.startswith("data:"):
-            return await self._run(self._decoding, self._load_data_uri, reference)
+            return await self._decoding.run(self._load_data_uri, reference)
         if scheme.startswith(PREFIX) and self.uploads is not None:
             content = self.uploads.get(reference, owner)
         elif scheme.startswith(("http://", "https://")):
             content = await self._fetch(reference)
+            with self.bodies.hold() as fetched:
+                fetched.grow(len(content))
+                return await self._decoding.run(self._decode, content)
         else:
             raise _not_allowed()
-        return await self._run(self._decoding, self._decode, content)
+        return await self._decoding.run(self._decode, content)
 
     def start(self) -> None:
         """Start the processes that decode, so that the first pictures need not wait for it."""
@@ -87,16 +94,8 @@ class MediaLoader:
     def close(self) -> None:
         """End the processes that decode, and take no more pictures."""
         self.decoders.close()
-        for pool in (self._decoding, self._fetching):
-            pool.shutdown(wait=False, cancel_futures=True)
-
-    async def _run(self, pool: ThreadPoolExecutor, work: Any, argument: Any) -> Any:
-        """Run in a thread. Raises: ServeError 503 if the loader is closed, and what the work raises."""
-        try:
-            waiting = asyncio.get_running_loop().run_in_executor(pool, work, argument)
-        except RuntimeError:  # the pool takes no more
-            raise ServeError(503, "shutting_down", "The server is stopping.", retry_after_s=1) from None
-        return await waiting
+        self._decoding.close()
+        self._fetching.close()
 
     def _load_data_uri(self, uri: str) -> Image.Image:
         """Decode a data URI. Raises: ServeError."""
@@ -124,8 +123,7 @@ class MediaLoader:
             raise ServeError(400, "remote_images_disabled", message, "messages")
         try:
             async with asyncio.timeout(self.limits.fetch_s + 1):  # also for those who wait for a thread
-                content: bytes = await self._run(self._fetching, self._fetch_now, url)
-                return content
+                return await self._fetching.run(self._fetch_now, url)
         except ImageSizeError:
             raise self._too_large() from None
         except (ImageError, TimeoutError):

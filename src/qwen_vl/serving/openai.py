@@ -18,6 +18,7 @@ from starlette.responses import Response
 
 from qwen_vl.api import Answer, TokenLogprob
 from qwen_vl.api.answer import ref_to_dict
+from qwen_vl.serving.bodies import let_go
 from qwen_vl.serving.body import read_checked, validate
 from qwen_vl.serving.errors import ServeError
 from qwen_vl.serving.media import MediaLoader
@@ -30,7 +31,7 @@ from qwen_vl.serving.schemas import (
     Sampled,
     TextPart,
 )
-from qwen_vl.serving.service import ChatRequest, Delta, Service
+from qwen_vl.serving.service import ChatRequest, Delta, Generation, Service
 from qwen_vl.serving.settings import ServeSettings
 from qwen_vl.serving.stream import ClientLeftError, EventStream, JSONAnswer, event, while_connected
 from qwen_vl.serving.tools import STOP, Parts, as_conversation, describe_functions, numbered, tell
@@ -74,19 +75,19 @@ def make_router(service: Service, media: MediaLoader) -> APIRouter:
     async def _answer(request: Request, schema: type[Any], read: Any) -> Response:
         with ExitStack() as held:
             held.enter_context(service.admit())
-            asked = await read_checked(request, settings, lambda fields: check(schema, fields, settings))
             owner = str(request.scope.get("state", {}).get("owner", ""))
 
-            async def begin() -> tuple[ChatRequest, "Form", Any]:
+            async def begin(asked: Any) -> tuple["Form", Generation]:
                 wanted, form = await read(asked, media, settings, owner)
-                return wanted, form, await service.open(wanted)
+                del asked  # nobody needs the texts of pictures while it waits for a place and is answered
+                let_go(request)
+                return form, await service.open(wanted)
 
             try:
-                _, form, generation = await while_connected(request, begin())
-                if asked.stream:
-                    return EventStream(
-                        stream_events(generation, form), held.pop_all(), settings, service.metrics, lambda error: event(error.to_openai())
-                    )
+                asking = begin(await read_checked(request, lambda fields: check(schema, fields, settings)))
+                form, generation = await while_connected(request, asking)
+                if form.asked.stream:
+                    return EventStream(stream_events(generation, form), held.pop_all(), service.metrics, lambda error: event(error.to_openai()))
                 async with generation:
                     answers = await while_connected(request, generation.whole())
             except ClientLeftError:
@@ -168,8 +169,13 @@ def check_limits(asked: Sampled, settings: ServeSettings) -> None:
 
 
 async def load_parts(parts: Sequence[TextPart | ImagePart | OtherPart], media: MediaLoader, owner: str) -> Parts:
-    """Return parts with their pictures loaded, all at once."""
-    pictures = iter(await asyncio.gather(*(media.load(part.image_url.url, owner) for part in parts if isinstance(part, ImagePart))))
+    """Return parts with their pictures loaded, all at once. Raises: ServeError of the first that fails; the others are given up then."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            loading = [group.create_task(media.load(part.image_url.url, owner)) for part in parts if isinstance(part, ImagePart)]
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+    pictures = (each.result() for each in loading)
 
     def loaded(part: TextPart | ImagePart) -> dict[str, Any]:
         return {"type": "image", "image": next(pictures)} if isinstance(part, ImagePart) else {"type": "text", "text": part.text}
@@ -181,7 +187,7 @@ async def load_parts(parts: Sequence[TextPart | ImagePart | OtherPart], media: M
 class Form:
     """How the answers to one request are told."""
 
-    asked: Sampled
+    asked: Sampled  # without contents
     prefix: str
     kind: str
     created: int = field(default_factory=lambda: int(time.time()))
@@ -299,7 +305,7 @@ async def read_chat(asked: ChatCompletionRequest, media: MediaLoader, settings: 
         as_json=asked.as_json,
         owner=owner,
     )
-    return wanted, ChatForm(asked=asked, prefix="chatcmpl", kind="chat.completion")
+    return wanted, ChatForm(asked=asked.without_contents(), prefix="chatcmpl", kind="chat.completion")
 
 
 async def read_completion(asked: CompletionRequest, media: MediaLoader, settings: ServeSettings, owner: str) -> tuple[ChatRequest, Form]:
@@ -314,7 +320,7 @@ async def read_completion(asked: CompletionRequest, media: MediaLoader, settings
         confidence=bool(asked.confidence),
         owner=owner,
     )
-    return wanted, CompletionForm(asked=asked, prefix="cmpl", kind="text_completion")
+    return wanted, CompletionForm(asked=asked.without_contents(), prefix="cmpl", kind="text_completion")
 
 
 async def stream_events(generation: Any, form: Form) -> AsyncGenerator[bytes, None]:

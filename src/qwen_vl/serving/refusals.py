@@ -1,5 +1,7 @@
 """Errors as answers, in the form of the path's protocol: those that routes raise, and those that the framework finds."""
 
+import traceback
+
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -15,7 +17,9 @@ def tell_errors(app: FastAPI) -> None:
 
 
 async def _tell_error(request: Request, error: Exception) -> Response:
-    """Answer with an error."""
+    """Answer with an error, and let go what the request said."""
+    # Tasks and groups of tasks refer to the error and it to them by its frames, in which contents of up to 32 MiB would wait for a search for cycles.
+    traceback.clear_frames(error.__traceback__)
     told = translated(error)
     return JSONAnswer(told.to_body(request.url.path), told.status, told.headers)
 

@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import socketserver
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ import uvicorn
 from PIL import Image
 
 from qwen_vl.errors import ConfigError
-from qwen_vl.serving.protocol import bounded
+from qwen_vl.serving.protocol import BoundedProtocol, bounded
 from qwen_vl.serving.settings import ServeSettings
 from qwen_vl.serving.watchdog import LEAST_PATIENCE_S
 
@@ -84,6 +85,15 @@ def raise_file_limit() -> int:
     return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else max(min(MAX_CONNECTIONS, soft - FEW_FILES), 8)
 
 
+def do_without_files() -> None:
+    """Let torch be imported where nothing can be written: it makes a folder for compiled code at once, which only a GPU has a use for."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.sep)  # a folder that need not be made
+        logger.warning("no folder for temporary files can be written to: code that is compiled for a GPU cannot be kept")
+
+
 def end_within(seconds: float, exit_code: int) -> None:
     """See to it that the process ends: a thread that hangs may hang for ever, and Python's own end waits for it."""
     deadline = threading.Timer(seconds, os._exit, (exit_code,))
@@ -92,10 +102,10 @@ def end_within(seconds: float, exit_code: int) -> None:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, with our way to end."""
+    """uvicorn, with our limits and our way to end."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
+    def __init__(self, settings: ServeSettings, max_connections: int) -> None:
+        super().__init__(config_of(settings, bounded(settings, max_connections, self._note_slow_reader)))
         self.stopping: asyncio.Task[None] | None = None
         self.exit_code = 0
         self.app: Any = None
@@ -115,6 +125,9 @@ class Server(uvicorn.Server):
         await self.app.state.service.drain()
         self.should_exit = True
         end_within(FLUSH_S + CLOSE_S, self.exit_code)
+
+    def _note_slow_reader(self) -> None:
+        self.app.state.service.metrics.dropped.labels("slow reader").inc()
 
     def note_failure(self) -> None:
         """End because the engine is gone; the service has told all streams."""
@@ -138,12 +151,13 @@ def serve(load: Callable[[], "QwenVL"], settings: ServeSettings, *, greet: Calla
     Raises: ConfigError for an address that cannot be used, and whatever `load` raises.
     """
     with listen(settings) as found:
+        do_without_files()
         from qwen_vl.serving.app import create_app  # with torch and all that takes seconds to import: not before the address is known to be ours
 
         max_connections = raise_file_limit()
         vl = load()
         patient = with_patience(settings, warm_up(vl))
-        server = Server(config_of(settings, max_connections))
+        server = Server(settings, max_connections)
         app = create_app(vl, patient, on_failure=server.note_failure, has_page=extend is not None)
         server.app = app
         server.config.app = app if extend is None else extend(app, vl, service=server.app.state.service)
@@ -184,11 +198,11 @@ def freeze_garbage() -> None:
     gc.set_threshold(young, middle, 2)
 
 
-def config_of(settings: ServeSettings, max_connections: int) -> uvicorn.Config:
+def config_of(settings: ServeSettings, protocol: type[BoundedProtocol]) -> uvicorn.Config:
     """Return uvicorn's configuration."""
     return uvicorn.Config(
         app=_not_ready,
-        http=bounded(settings.idle_timeout_s, max_connections),
+        http=protocol,
         ws="none",
         loop="asyncio",
         lifespan="on",

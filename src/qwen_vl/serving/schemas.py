@@ -3,7 +3,7 @@
 What is known and harmless is ignored, by list; what is known and cannot be done is refused by name; anything else is refused.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
@@ -280,6 +280,14 @@ class Sampled(Strict):
         }
         return {name: value for name, value in named.items() if value is not None}
 
+    def without_contents(self) -> Self:
+        """Return what is needed to tell the answer, without what was said and shown, which may be large."""
+        return self.model_construct(**self._told)
+
+    @property
+    def _told(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("model", "n", "stream", "stream_options", "logprobs")}
+
     @model_validator(mode="after")
     def _check_lengths(self) -> "Sampled":
         least, most = self.min_tokens or 0, self.max_new_tokens
@@ -336,6 +344,11 @@ class ChatCompletionRequest(Sampled):
         if "none" in (self.tool_choice, self.function_call):
             return []
         return [tool.function for tool in self.tools] if self.tools else list(self.functions or ())
+
+    @property
+    def _told(self) -> dict[str, Any]:
+        functions = [Function(name=each.name) for each in self.callable]
+        return super()._told | ({"tools": [Tool(type="function", function=each) for each in functions]} if self.tools else {"functions": functions})
 
     @property
     def as_json(self) -> bool:

@@ -1,4 +1,4 @@
-"""The guard in front of every route: who may ask, under which name the server was called, and how long a body may be.
+"""The guard in front of every route: who may ask, under which name the server was called, how long a body may be, and how long it may take.
 
 It works on ASGI's messages, so that nothing is parsed or stored before it has agreed: a route that somebody adds later is guarded too.
 """
@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qwen_vl.errors import ConfigError
+from qwen_vl.serving.bodies import BODY, Bodies, HeldBody
 from qwen_vl.serving.errors import ServeError
 from qwen_vl.serving.settings import ServeSettings
 
@@ -97,8 +98,44 @@ def presented_key(headers: Headers) -> bytes:
     return b""
 
 
-class BodyTooLargeError(Exception):
-    """More came than a body may have."""
+class _Body:
+    """A body while it comes: counted and timed.
+
+    Args:
+        held: its part of what the bodies of all requests hold.
+        is_read: there is none.
+    """
+
+    def __init__(self, receive: Receive, settings: ServeSettings, held: HeldBody, *, is_read: bool) -> None:
+        self._receive, self._settings, self._held, self.is_read = receive, settings, held, is_read
+        self._num_bytes = 0
+        self._deadline = asyncio.get_running_loop().time() + settings.body_timeout_s
+        self.refusal: ServeError | None = None  # what is wrong with it
+
+    async def receive(self) -> Message:
+        """Return the next message, as ASGI's `receive`. Raises: ServeError 408, 413 or 429, which `refusal` is then."""
+        try:
+            message = await self._next()
+            self._count(message)
+        except ServeError as error:
+            self.refusal = error
+            raise
+        return message
+
+    async def _next(self) -> Message:
+        try:
+            async with asyncio.timeout_at(None if self.is_read else self._deadline):
+                return await self._receive()
+        except TimeoutError:
+            raise ServeError(408, "request_timeout", f"The body did not come within {self._settings.body_timeout_s:g} seconds.") from None
+
+    def _count(self, message: Message) -> None:
+        num_bytes = len(message.get("body", b""))
+        self._num_bytes += num_bytes
+        self.is_read = self.is_read or not message.get("more_body")
+        if self._num_bytes > self._settings.max_body_bytes:
+            raise _too_large(self._settings)
+        self._held.grow(num_bytes)
 
 
 class Guard:
@@ -106,11 +143,13 @@ class Guard:
 
     Args:
         app: what is guarded.
+        bodies: counts what bodies hold, of all requests; None: its own.
         has_page: a browser that has no key is asked for it as the password of a dialog.
     """
 
-    def __init__(self, app: ASGIApp, settings: ServeSettings, *, has_page: bool = False) -> None:
+    def __init__(self, app: ASGIApp, settings: ServeSettings, *, bodies: Bodies | None = None, has_page: bool = False) -> None:
         self.app, self.settings, self.has_page = app, settings, has_page
+        self.bodies = bodies or Bodies(settings.max_held_bytes)
         self.keys = KeyRing(settings.api_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -157,43 +196,39 @@ class Guard:
         if not length.isascii() or not length.isdigit():
             raise ServeError(400, "invalid_header", "The Content-Length is no number.")
         if len(length) > 15 or int(length) > self.settings.max_body_bytes:
-            raise self._too_large()
-
-    def _too_large(self) -> ServeError:
-        return ServeError(413, "request_too_large", f"The body is larger than {self.settings.max_body_bytes} bytes.")
+            raise _too_large(self.settings)
 
     async def _counted(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the app on a body that is counted as it comes; a connection on which a body was left unread is closed after the answer."""
-        num_bytes, has_begun = 0, False
-        is_read = not _has_body(scope)
+        """Run the app on a body that is counted and timed as it comes; a connection on which a body was left unread is closed after the answer.
 
-        async def counting() -> Message:
-            nonlocal num_bytes, is_read
-            message = await receive()
-            num_bytes += len(message.get("body", b""))
-            is_read = is_read or not message.get("more_body")
-            if num_bytes > self.settings.max_body_bytes:
-                raise BodyTooLargeError
-            return message
+        The app learns what is wrong with a body from an error of `receive`. Where it makes something else of that, the client is told by the guard.
+        """
+        has_begun = False
 
         async def noting(message: Message) -> None:
             nonlocal has_begun
+            if body.refusal is not None and not has_begun and message.get("status") != body.refusal.status:
+                return
             if message["type"] == "http.response.start":
                 has_begun = True
-                if not is_read:
+                if not body.is_read:
                     message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
-            elif not is_read and not message.get("more_body"):
+            elif not body.is_read and not message.get("more_body"):
                 await send({**message, "more_body": True})
                 await _linger(receive)
                 message = {"type": "http.response.body", "body": b""}
             await send(message)
 
-        try:
-            await self.app(scope, counting, noting)
-        except BodyTooLargeError:
-            if has_begun:
-                raise
-            await self._refuse(self._too_large(), scope, receive, send)
+        with self.bodies.hold() as held:
+            scope["state"][BODY] = held
+            body = _Body(receive, self.settings, held, is_read=not _has_body(scope))
+            try:
+                await self.app(scope, body.receive, noting)
+            except Exception:
+                if body.refusal is None or has_begun:
+                    raise
+        if body.refusal is not None and not has_begun:
+            await self._refuse(body.refusal, scope, receive, send)
 
     async def _refuse(self, error: ServeError, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with an error and close the connection, on which an unread body may wait."""
@@ -206,6 +241,10 @@ class Guard:
         if _has_body(scope):
             await _linger(receive)
         await send({"type": "http.response.body", "body": b""})
+
+
+def _too_large(settings: ServeSettings) -> ServeError:
+    return ServeError(413, "request_too_large", f"The body is larger than {settings.max_body_bytes} bytes.")
 
 
 def _has_body(scope: Scope) -> bool:

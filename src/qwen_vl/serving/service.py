@@ -13,14 +13,15 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol
 
 from qwen_vl.api import Answer, QwenVL, RequestStream, TokenLogprob
+from qwen_vl.serving.bodies import Bodies
 from qwen_vl.serving.errors import ServeError, engine_down, translated, where
 from qwen_vl.serving.metrics import Metrics
 from qwen_vl.serving.places import Places
@@ -222,12 +223,15 @@ class Service:
     def __init__(self, vl: QwenVL, settings: ServeSettings, on_failure: Callable[[], None] | None = None) -> None:
         self.vl, self.settings, self.on_failure = vl, settings, on_failure
         self.places = Places(settings.max_running)
+        self.bodies = Bodies(settings.max_held_bytes)
         self.metrics = Metrics(self._gauges)
         self.watchdog = Watchdog(vl.engine, settings.watchdog_s or LEAST_PATIENCE_S)
         self.num_admitted = 0
         self.is_draining = self._is_closing = False
         self.failure: ServeError | None = None
         self._generations: dict[Generation, int] = {}  # and their places
+        self._unanswered: set[asyncio.Timeout] = set()  # requests whose answer has not begun
+        self._ending: ServeError | None = None  # what ended all of them
         self._preparers = ThreadPoolExecutor(NUM_PREPARERS, "prepare")
         self._watcher: asyncio.Task[None] | None = None
         self._is_idle = asyncio.Event()
@@ -249,8 +253,7 @@ class Service:
             return
         logger.critical("%s; this process cannot go on", reason)
         self.failure = engine_down()
-        for generation in list(self._generations):
-            generation.cut(self.failure)
+        self._end_all(self.failure)
         if self.on_failure is not None:
             self.on_failure()
 
@@ -262,9 +265,17 @@ class Service:
                 await self._until_idle()
         except TimeoutError:
             logger.warning("%d requests were not finished within the grace time and are cut", self.num_admitted)
-        stopping = ServeError(503, "shutting_down", "The server stops.", retry_after_s=5)
+        self._end_all(ServeError(503, "shutting_down", "The server stops.", retry_after_s=5))
+
+    def _end_all(self, error: ServeError) -> None:
+        """End everything that is in flight with an error: answers, requests that wait for a place, and those that are still read."""
+        self._ending = error
+        self.places.refuse(error)
         for generation in list(self._generations):
-            generation.cut(stopping)
+            generation.cut(error)
+        for request in list(self._unanswered):
+            request.reschedule(0)  # now
+        self._unanswered.clear()
 
     async def _until_idle(self) -> None:
         while self.num_admitted and self.failure is None:
@@ -303,6 +314,31 @@ class Service:
             self.num_admitted -= 1
             self._is_idle.set()
 
+    @asynccontextmanager
+    async def until_answered(self) -> AsyncGenerator[Callable[[], None]]:
+        """Let the end of the grace time, or of the engine, end a request wherever it is, unless its answer has begun.
+
+        Yields: what to call before the answer begins; it raises what the block raises. Raises: ServeError 503.
+        """
+        try:
+            async with asyncio.timeout(None) as unanswered:
+                self._unanswered.add(unanswered)
+
+                def note_answered() -> None:
+                    self._unanswered.discard(unanswered)
+                    if unanswered.expired() and self._ending is not None:  # another task of the request was quicker than its end
+                        raise self._ending
+                    unanswered.reschedule(None)  # it may have been told to end in this very moment
+
+                try:
+                    yield note_answered
+                finally:
+                    self._unanswered.discard(unanswered)
+        except TimeoutError:
+            if not unanswered.expired() or self._ending is None:
+                raise
+            raise self._ending from None
+
     def _check_open(self) -> None:
         if self.failure is not None:
             raise self.failure
@@ -312,14 +348,11 @@ class Service:
     async def open(self, request: Request) -> Generation:
         """Wait until there is room for the request, then let the engine begin.
 
-        Raises: ServeError: 400 for what cannot be asked, 503 for a lack of memory or a dead engine.
+        Raises: ServeError: 400 for what cannot be asked, 503 for a lack of memory, a dead engine or a server that has stopped.
         """
         loop = asyncio.get_running_loop()
         arrived_at, count = loop.time(), min(request.n, self.places.num_places)
         await self.places.take(count)
-        if self.failure is not None:
-            self.places.give_back(count)
-            raise self.failure
         self.metrics.waiting_s.observe(loop.time() - arrived_at)
         generation = Generation(self, request)
         self._generations[generation] = count
@@ -366,6 +399,7 @@ class Service:
         yield "up", "1 while the engine works", float(self.failure is None)
         yield "requests_admitted", "Requests in the server", self.num_admitted
         yield "requests_waiting", "Requests that wait for a place", self.places.num_waiting
+        yield "body_bytes", "Bytes of requests' bodies that are held", self.bodies.num_bytes
         yield "places_taken", "Answers that are written or prepared", self.places.num_places - self.places.num_free
         yield "engine_waiting", "Answers that wait in the engine", engine.num_waiting
         yield "engine_running", "Answers that are read or written by the engine", engine.num_reading + engine.num_writing

@@ -23,6 +23,7 @@ class ServeSettings:
     box_tags: bool = False  # read closed <ref>, <box>, <quad> pairs in texts as the model's own tokens
 
     max_body_bytes: int = 32 * MIB
+    max_held_bytes: int = 512 * MIB  # of all requests' bodies, and files fetched for them, that come in or are still needed
     max_image_bytes: int = 20 * MIB  # of one picture's file
     max_image_pixels: int = 50_000_000  # of one picture
     max_images: int = 8
@@ -48,7 +49,7 @@ class ServeSettings:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port={self.port} must be from 0 (any free one) to 65535.")
         for name in (
-            *("max_body_bytes", "max_image_bytes", "max_image_pixels", "max_images", "max_text_chars", "max_messages", "max_parts"),
+            *("max_body_bytes", "max_held_bytes", "max_image_bytes", "max_image_pixels", "max_images", "max_text_chars", "max_messages", "max_parts"),
             *("max_choices", "max_running", "max_stops", "max_stop_chars", "body_timeout_s", "send_timeout_s", "idle_timeout_s", "watchdog_s"),
         ):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
@@ -56,6 +57,8 @@ class ServeSettings:
         for name in ("max_waiting", "max_logprobs", "grace_s"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)!r} must not be negative.")
+        if self.max_held_bytes < self.max_body_bytes:
+            raise ConfigError(f"max_held_bytes={self.max_held_bytes} leaves no room for one body of max_body_bytes={self.max_body_bytes}.")
         if self.max_context is not None and self.max_context < 2:
             raise ConfigError(f"max_context={self.max_context} leaves no room for a prompt and an answer.")
         if not self.api_keys and not self.allow_open and not self.is_local:

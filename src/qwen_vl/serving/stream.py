@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from qwen_vl.serving.errors import ServeError, translated, where
 from qwen_vl.serving.metrics import Metrics
-from qwen_vl.serving.settings import ServeSettings
+from qwen_vl.serving.protocol import IS_SLOW
 
 logger = logging.getLogger(__name__)
 
@@ -64,16 +64,22 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -
 
     Raises: ClientLeftError if it left; else whatever the work raises.
     """
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request.receive))
+    return await work_until(_gone(request.receive), ClientLeftError(), work)
+
+
+async def work_until(end: Coroutine[Any, Any, object], error: Exception, work: Coroutine[Any, Any, Result]) -> Result:
+    """Do some work, and cancel it if an end comes first. Raises: the error if it came; else whatever the work raises, or the wait for the end."""
+    task, ending = asyncio.ensure_future(work), asyncio.ensure_future(end)
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, ending), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ClientLeftError
+            ending.result()
+            raise error
         return task.result()
     finally:
-        for each in (task, gone):
+        for each in (task, ending):
             each.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        await asyncio.gather(task, ending, return_exceptions=True)
 
 
 class EventStream(Response):
@@ -87,42 +93,27 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: Events, held: ExitStack, settings: ServeSettings, metrics: Metrics, explain: Any) -> None:
+    def __init__(self, events: Events, held: ExitStack, metrics: Metrics, explain: Any) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self.events, self.held, self.settings, self.metrics, self.explain = events, held, settings, metrics, explain
+        self.events, self.held, self.metrics, self.explain = events, held, metrics, explain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the request."""
-        sending, gone = asyncio.ensure_future(self._send_all(scope, send)), asyncio.ensure_future(_gone(receive))
         try:
-            await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
-            if sending.done():
-                sending.result()
-            else:
+            await while_connected(Request(scope, receive), self._send_all(send))
+        except ClientLeftError:
+            if not scope.get("state", {}).get(IS_SLOW):  # the protocol has dropped and counted those
                 self.metrics.dropped.labels("client left").inc()
         finally:
-            for each in (sending, gone):
-                each.cancel()
-            await asyncio.gather(sending, gone, return_exceptions=True)
             await self.events.aclose()  # also where it never began
             self.held.close()
 
-    async def _send_all(self, scope: Scope, send: Send) -> None:
+    async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        try:
-            async with aclosing(self.events) as events, aclosing(self._explained(events)) as explained:
-                async for chunk in explained:
-                    async with asyncio.timeout(self.settings.send_timeout_s):
-                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        except TimeoutError:
-            self.metrics.dropped.labels("slow reader").inc()
-            logger.warning("a reader took nothing for %g s and is dropped", self.settings.send_timeout_s)
-            abort = scope["state"].get("abort")
-            if abort is None:
-                raise
-            abort()  # closing would wait until the reader has read all that was sent
-            return
+        async with aclosing(self.events) as events, aclosing(self._explained(events)) as explained:
+            async for chunk in explained:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
     async def _explained(self, events: Events) -> Events:

@@ -1,6 +1,5 @@
 """The upload of local files as DashScope's SDK does it: it asks for a permission with its key, then sends the file where it was told to."""
 
-import asyncio
 import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -10,7 +9,6 @@ from starlette.responses import Response
 
 from qwen_vl.serving.errors import DASHSCOPE, ServeError
 from qwen_vl.serving.forms import read_form
-from qwen_vl.serving.settings import ServeSettings
 from qwen_vl.serving.stream import JSONAnswer
 from qwen_vl.serving.uploads import UploadStore
 
@@ -18,7 +16,7 @@ UPLOADS = f"{DASHSCOPE}uploads"
 FORM_BYTES = 64 * 1024  # of an upload's form, besides the file
 
 
-def make_upload_router(uploads: UploadStore, settings: ServeSettings, admit: Callable[[], AbstractContextManager[None]]) -> APIRouter:
+def make_upload_router(uploads: UploadStore, admit: Callable[[], AbstractContextManager[None]]) -> APIRouter:
     """Return the two routes. Args: admit: holds a place for a request whose body is read."""
     router = APIRouter()
 
@@ -47,7 +45,7 @@ def make_upload_router(uploads: UploadStore, settings: ServeSettings, admit: Cal
         """Take a file from whoever has a permission; it is what lets in here, not a key."""
         permit = uploads.read(token)  # before anything of the body is read
         with admit():
-            fields = read_form(request.headers.get("content-type", ""), await read_body(request, uploads.limits.max_bytes + FORM_BYTES, settings))
+            fields = read_form(request.headers.get("content-type", ""), await read_body(request, uploads.limits.max_bytes + FORM_BYTES))
             folder, slash, name = fields.get("key", b"").decode("utf-8", "replace").partition("/")
             if folder != permit.folder or not slash or "file" not in fields:
                 raise ServeError(400, "invalid_form", "The form must have the fields key, as <upload_dir>/<file name>, and file.")
@@ -69,15 +67,11 @@ def owner_of(request: Request) -> str:
     return str(request.scope.get("state", {}).get("owner", ""))
 
 
-async def read_body(request: Request, max_bytes: int, settings: ServeSettings) -> bytes:
-    """Read a body, counted and timed. Raises: ServeError 408, 413."""
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """Read a body that may be shorter than those of other routes. Raises: ServeError 413, and what the guard raises of a body."""
     content = bytearray()
-    try:
-        async with asyncio.timeout(settings.body_timeout_s):
-            async for chunk in request.stream():
-                content += chunk
-                if len(content) > max_bytes:
-                    raise ServeError(413, "request_too_large", "The uploaded file is too large.")
-    except TimeoutError:
-        raise ServeError(408, "request_timeout", f"The body did not come within {settings.body_timeout_s:g} seconds.") from None
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > max_bytes:
+            raise ServeError(413, "request_too_large", "The uploaded file is too large.")
     return bytes(content)

@@ -23,6 +23,9 @@ class Watched(Protocol):
     @property
     def is_closed(self) -> bool: ...
 
+    @property
+    def features(self) -> Any: ...  # with num_passes, of the vision tower
+
     def statistics(self) -> Any: ...  # with num_rounds
 
     def notice_cancelled(self) -> None: ...  # wakes it for a round
@@ -31,13 +34,16 @@ class Watched(Protocol):
 class Watchdog:
     """Watches an engine, and threads that prepare requests for it.
 
-    Args: limit_s: without a round for so long it hangs.
+    A thread that prepares a request may wait for the vision tower, behind others' pictures, for as long as the tower goes on.
+
+    Args: limit_s: without a round for so long it hangs, and so does a thread, without a pass of the tower.
     """
 
     def __init__(self, engine: Watched, limit_s: float) -> None:
         self.engine, self.limit_s = engine, limit_s
         self._numbers = itertools.count()
-        self._works: dict[int, list[float]] = {}  # for how long each has been seen
+        self._works: dict[int, list[float]] = {}  # for how long each has been seen, since the tower's last pass
+        self._num_passes = 0
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -69,8 +75,11 @@ class Watchdog:
             self.engine.notice_cancelled()
 
     def _some_work_hangs(self, passed_s: float) -> bool:
-        hangs = False
+        num_passes, hangs = self.engine.features.num_passes, False
+        goes_on, self._num_passes = num_passes != self._num_passes, num_passes
         for lasted_s in list(self._works.values()):
+            if goes_on:
+                lasted_s[0] = 0.0
             hangs |= lasted_s[0] > self.limit_s
             lasted_s[0] += passed_s
         return hangs

@@ -4,7 +4,7 @@ import asyncio
 import io
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,15 @@ from qwen_vl.serving.settings import ServeSettings
 KEY = {"Authorization": "Bearer key"}
 CHAT, GENERATION = "/v1/chat/completions", "/api/v1/services/aigc/multimodal-generation/generation"
 SMALL = ServeSettings(api_keys=("key",), max_body_bytes=2**18, max_image_bytes=2**20, max_images=2, body_timeout_s=5)
+
+
+LOOP = asyncio.Runner()  # one for all requests of a gateway
+
+
+@pytest.fixture(scope="module", autouse=True)
+def end_loop() -> Iterator[None]:
+    yield
+    LOOP.close()
 
 
 class Said:
@@ -77,7 +86,7 @@ def ask(gateway: Gateway, method: str, path: str, headers: Mapping[str, str] = K
         async with client_of(gateway) as client:
             return await client.request(method, path, headers=headers, **more)
 
-    return asyncio.run(send())
+    return LOOP.run(send())
 
 
 @pytest.mark.parametrize(
@@ -143,7 +152,7 @@ def test_health_is_told_by_the_gateway_while_replicas_are_busy() -> None:
             busy.cancel()
             return healthy, draining
 
-    healthy, draining = asyncio.run(run())
+    healthy, draining = LOOP.run(run())
     assert (healthy.status_code, healthy.json()) == (200, {"status": "ok"})
     assert (draining.status_code, draining.json()) == (503, {"status": "draining"})
     down = ask(gateway_to(Replicas(), look=lambda: 0), "GET", "/health", headers={})
@@ -165,7 +174,7 @@ def test_looks_at_the_replicas_are_few_and_a_look_in_vain_changes_nothing() -> N
         sight._seen_at = float("-inf")
         return [*found, await sight.num_ready(), len(seen)]
 
-    assert asyncio.run(run()) == [2] * 101 + [2]
+    assert LOOP.run(run()) == [2] * 101 + [2]
 
 
 def test_strangers_are_told_nothing_and_read_nothing() -> None:
@@ -200,7 +209,7 @@ def test_requests_are_counted_before_their_bodies_are_read() -> None:
             first.cancel()
             return refused
 
-    refused = asyncio.run(asyncio.wait_for(run(), 10))
+    refused = LOOP.run(asyncio.wait_for(run(), 10))
     assert (refused.status_code, refused.json()["error"]["code"], refused.headers["retry-after"]) == (429, "overloaded", "1")
 
 
@@ -216,6 +225,58 @@ def test_a_body_that_does_not_come_is_not_waited_for() -> None:
     assert not replicas.asked and late.traffic.num_in_flight == 0
 
 
+def test_bodies_have_a_bound_together_until_a_replica_answers() -> None:
+    answers = asyncio.Event()
+
+    class Waiting(Said):
+        async def __anext__(self) -> Message:
+            await answers.wait()
+            return await super().__anext__()
+
+    def waits() -> Said:
+        return Waiting(start(), piece(b"{}"))
+
+    replicas = Replicas(*[waits] * 4)
+    gateway = gateway_to(replicas, replace(SMALL, max_held_bytes=2**19), max_requests=9)
+    body = bytes(2**17)
+
+    async def run() -> list[httpx.Response]:
+        async with client_of(gateway) as client:
+            asking = [asyncio.create_task(client.post(CHAT, headers=KEY, content=body)) for _ in range(4)]
+            while len(replicas.asked) < 4:
+                await asyncio.sleep(0.01)
+            refused = await client.post(CHAT, headers=KEY, content=body)
+            answers.set()
+            return [*await asyncio.gather(*asking), refused, await client.post(CHAT, headers=KEY, content=body)]
+
+    *answered, refused, last = asyncio.run(asyncio.wait_for(run(), 60))
+    assert [response.status_code for response in (*answered, last)] == [200] * 5
+    assert (refused.status_code, refused.json()["error"]["code"], refused.headers["retry-after"]) == (429, "overloaded", "1")
+
+
+def test_a_body_is_let_go_of_once_a_replica_answers() -> None:
+    gateway = gateway_to(Replicas(lambda: Said(start(), piece(b"{", True), piece(b"}"))), max_requests=1)
+    held: list[int] = []
+    sent = [{"type": "http.request", "body": b" " * 1000}]
+
+    async def receive() -> Message:
+        if sent:
+            return sent.pop()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: Any) -> None:
+        held.append(gateway.bodies.num_bytes)
+
+    async def run() -> None:
+        headers = [(b"authorization", b"Bearer key"), (b"content-length", b"1000")]
+        scope = {"type": "http", "method": "POST", "path": CHAT, "query_string": b"", "headers": headers}
+        await asyncio.wait_for(gateway.app(scope, receive, send), 60)
+
+    asyncio.run(run())
+    assert held == [0, 0, 0]
+
+
 def test_a_client_that_leaves_while_it_sends_is_no_fault_of_ours(caplog: pytest.LogCaptureFixture) -> None:
     gateway, sent = gateway_to(Replicas()), list[Message]()
 
@@ -227,7 +288,7 @@ def test_a_client_that_leaves_while_it_sends_is_no_fault_of_ours(caplog: pytest.
 
     headers = [(b"authorization", b"Bearer key"), (b"content-length", b"2")]
     scope = {"type": "http", "method": "POST", "path": CHAT, "query_string": b"", "headers": headers}
-    asyncio.run(gateway.app(scope, receive, send))
+    LOOP.run(gateway.app(scope, receive, send))
     assert sent[0]["status"] == 499 and not caplog.records and gateway.traffic.num_in_flight == 0
 
 
@@ -252,6 +313,29 @@ def test_a_replica_that_dies_before_it_said_anything_costs_nothing() -> None:
     replicas.answers = [dies] * 3
     assert ask(gateway, "POST", CHAT, content=b"{}").json()["error"]["code"] == "engine_down"
     assert "qwen_vl_gateway_retries_total 5.0" in ask(gateway, "GET", "/metrics").text
+
+
+def test_what_is_not_answered_when_the_grace_time_is_over_is_told_so() -> None:
+    """A plain request whose replica still works on it, and one whose body is still on its way."""
+    working = Said(start(), gap_s=600)
+    replicas = Replicas(lambda: working)
+    gateway = gateway_to(replicas)
+
+    async def slow() -> Any:
+        yield b"{"
+        await asyncio.sleep(600)
+
+    async def run() -> list[httpx.Response]:
+        async with client_of(gateway) as client:
+            asked = [asyncio.create_task(client.post(CHAT, headers=KEY, content=content)) for content in (b"{}", slow())]
+            while gateway.traffic.num_in_flight < 2 or not replicas.asked:
+                await asyncio.sleep(0.01)
+            await gateway.traffic.drain(0.1)
+            return list(await asyncio.wait_for(asyncio.gather(*asked), 60))
+
+    for answer in LOOP.run(run()):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
+    assert working.is_cancelled and gateway.traffic.num_in_flight == 0
 
 
 def test_methods_and_faults_are_told_in_our_form(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,17 +2,20 @@
 
 import asyncio
 import base64
+import contextlib
 import functools
 import hashlib
 import hmac
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qwen_vl.errors import ConfigError
+from qwen_vl.serving import security
 from qwen_vl.serving.security import Guard, KeyRing, read_keys
 from qwen_vl.serving.settings import ServeSettings
 
@@ -28,26 +31,45 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": f"{num_bytes} {scope['state']['owner']}".encode()})
 
 
+async def careless(scope: Scope, receive: Receive, send: Send) -> None:
+    """Make something else of whatever is wrong with a body, as frameworks do."""
+    try:
+        await app(scope, receive, send)
+    except Exception:  # noqa: BLE001  as they do
+        await send({"type": "http.response.start", "status": 400, "headers": []})
+        await send({"type": "http.response.body", "body": b"There was an error parsing the body"})
+
+
 @functools.cache
-def guard_of(settings: ServeSettings) -> Guard:
+def guard_of(settings: ServeSettings, guarded: ASGIApp) -> Guard:
     """Return the only guard of a server: another one would name the owners otherwise."""
-    return Guard(app, settings)
+    return Guard(guarded, settings)
 
 
 def call(settings: ServeSettings, *chunks: bytes, path: str = "/v1/models", method: str = "POST", **headers: str) -> tuple[int, str, dict[str, str]]:
     """Return status, body and headers of an answer."""
+    return send_to(guard_of(settings, app), chunks, headers, path, method)
+
+
+def send_to(
+    guard: Guard, chunks: Sequence[bytes], headers: Mapping[str, str], path: str = "/v1/models", method: str = "POST", *, ends: bool = True
+) -> tuple[int, str, dict[str, str]]:
+    """Return status, body and headers of an answer. Args: ends: the body does after the chunks, or is waited for in vain."""
     sent: list[Message] = []
-    waiting = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks] + [{"type": "http.request", "body": b""}]
+    waiting: list[Message] = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+    waiting += [{"type": "http.request", "body": b""}] if ends else []
 
     async def receive() -> Message:
-        return waiting.pop(0) if waiting else {"type": "http.disconnect"}
+        if not waiting:
+            await asyncio.Event().wait()
+        return waiting.pop(0)
 
     async def send(message: Message) -> None:
         sent.append(message)
 
     named = [(name.replace("_", "-").encode(), value.encode()) for name, value in {"host": "localhost:8000", **headers}.items()]
     scope: dict[str, Any] = {"type": "http", "path": path, "method": method, "headers": named, "state": {}}
-    asyncio.run(guard_of(settings)(scope, receive, send))
+    asyncio.run(asyncio.wait_for(guard(scope, receive, send), 60))
     found = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
     return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:]).decode(), found
 
@@ -114,15 +136,42 @@ def test_the_machines_own_names(host: str) -> None:
     assert call(ServeSettings(), host=host)[0] == 200
 
 
-def test_bodies_are_counted_while_they_come() -> None:
+@pytest.mark.parametrize("guarded", [app, careless])
+def test_bodies_are_counted_while_they_come(guarded: ASGIApp) -> None:
     settings = ServeSettings(max_body_bytes=10)
-    assert call(settings, b"12345", b"67890", content_length="10")[:2] == (200, "10 ")
-    for answer in (call(settings, b"12345", b"678901", transfer_encoding="chunked"), call(settings, b"", content_length="11")):
+    guard = Guard(guarded, settings)
+    assert send_to(guard, [b"12345", b"67890"], {"content-length": "10"})[:2] == (200, "10 ")
+    for answer in (send_to(guard, [b"12345", b"678901"], {"transfer-encoding": "chunked"}), send_to(guard, [], {"content-length": "11"})):
         assert answer[0] == 413 and "request_too_large" in answer[1] and answer[2]["connection"] == "close"
     assert call(settings, b"", content_length="9" * 400)[0] == 413
     for wrong in ("x", "-1", "1e3", "٣"):
         with_wrong = call(settings, b"", content_length=wrong.encode().decode("latin-1"))
         assert with_wrong[0] == 400
+
+
+@pytest.mark.parametrize("guarded", [app, careless])
+@pytest.mark.parametrize(("path", "code"), [("/v1/x", "request_timeout"), ("/api/v1/x", "RequestTimeOut"), ("/gradio_api/x", "request_timeout")])
+def test_bodies_are_waited_for_a_while_on_every_route(guarded: ASGIApp, path: str, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And whatever a route makes of it, the client is told so."""
+    monkeypatch.setattr(security, "LINGER_S", 0.01)
+    guard = Guard(guarded, ServeSettings(body_timeout_s=0.05))
+    for headers in ({"content-length": "9"}, {"transfer-encoding": "chunked"}):
+        status, body, answered = send_to(guard, [b"12345"], headers, path, ends=False)
+        assert status == 408 and f'"{code}"' in body and answered["connection"] == "close"
+
+
+def test_who_has_sent_a_body_is_not_hurried() -> None:
+    """Only the body is timed: not how long its answer takes, nor the wait for the client to leave."""
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(receive(), 0.2)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"done"})
+
+    guard = Guard(slow, ServeSettings(body_timeout_s=0.05))
+    assert send_to(guard, [], {}, method="GET")[:2] == send_to(guard, [], {"content-length": "9"})[:2] == (200, "done")
 
 
 def test_keys_come_from_file_and_environment(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from qwen_vl.processing import fetch as fetching
 from qwen_vl.processing.resolution import Resolution
+from qwen_vl.serving.bodies import Bodies
 from qwen_vl.serving.decoder import DecoderLimits
 from qwen_vl.serving.errors import ServeError
 from qwen_vl.serving.media import MediaLimits, MediaLoader
@@ -40,7 +41,8 @@ def uploads() -> UploadStore:
 
 @pytest.fixture(scope="module")
 def loader(uploads: UploadStore) -> Iterator[MediaLoader]:
-    found = MediaLoader(MediaLimits(max_bytes=MAX_BYTES, decoder=DecoderLimits(num_workers=1, resolution=Resolution(image_size=16))), uploads)
+    limits = MediaLimits(max_bytes=MAX_BYTES, decoder=DecoderLimits(num_workers=1, resolution=Resolution(image_size=16)))
+    found = MediaLoader(limits, Bodies(MAX_BYTES), uploads)
     yield found
     found.close()
 
@@ -124,7 +126,7 @@ def test_what_is_no_picture_never_reaches_a_decoder(loader: MediaLoader, monkeyp
 
 
 def test_a_closed_loader_says_so(uploads: UploadStore) -> None:
-    closed = MediaLoader(MediaLimits(), uploads)
+    closed = MediaLoader(MediaLimits(), Bodies(MAX_BYTES), uploads)
     closed.close()
     error = refusal(closed, data_uri())
     assert (error.status, error.code) == (503, "shutting_down")
@@ -190,7 +192,7 @@ def fetcher(host: Host) -> Iterator[MediaLoader]:
         fetch_s=2,
         decoder=DecoderLimits(num_workers=1, resolution=Resolution(image_size=16)),
     )
-    found = MediaLoader(limits)
+    found = MediaLoader(limits, Bodies(MAX_BYTES))
     yield found
     found.close()
 
@@ -200,6 +202,17 @@ def test_pictures_of_allowed_hosts_are_fetched(fetcher: MediaLoader, host: Host)
     assert load(fetcher, f"http://{host.name}/a.png").info["original_size"] == (30, 20)
     assert load(fetcher, f"http://{host.name}/hop").info["original_size"] == (30, 20)
     assert host.asked == ["/a.png", "/hop", "/a.png"]
+
+
+def test_fetched_files_are_held_as_bodies_are(fetcher: MediaLoader, host: Host) -> None:
+    with fetcher.bodies.hold() as body:
+        body.grow(MAX_BYTES - len(PNG) + 1)
+        error = refusal(fetcher, f"http://{host.name}/a.png")
+        assert (error.status, error.code, error.retry_after_s) == (429, "overloaded", 1)
+        body.let_go()
+        body.grow(MAX_BYTES - len(PNG))
+        assert load(fetcher, f"http://{host.name}/a.png").size == (16, 16)
+    assert fetcher.bodies.num_bytes == 0
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,9 @@
 import asyncio
 import random
 
+import pytest
+
+from qwen_vl.serving.errors import ServeError
 from qwen_vl.serving.places import Places
 
 
@@ -64,3 +67,24 @@ def test_a_large_request_at_the_head_keeps_its_turn() -> None:
         await asyncio.wait_for(small, 60)
 
     asyncio.run(play())
+
+
+def test_a_refusal_ends_those_who_wait_and_leaves_the_places_as_they_were() -> None:
+    """Whoever is given places in the same moment gets the error too, and whoever leaves then leaves nothing behind."""
+
+    async def play() -> None:
+        places, error = Places(2), ServeError(503, "shutting_down", "")
+        await places.take(2)
+        waiting = [asyncio.create_task(places.take(count)) for count in (1, 2, 1)]
+        await asyncio.sleep(0)
+        places.give_back(1)  # to the first of them, who has not gone on yet
+        places.refuse(error)
+        waiting[2].cancel()
+        assert await asyncio.gather(*waiting[:2], return_exceptions=True) == [error, error]
+        with pytest.raises(asyncio.CancelledError):
+            await waiting[2]
+        with pytest.raises(ServeError):
+            await places.take(1)
+        assert (places.num_free, places.num_waiting) == (1, 0)
+
+    asyncio.run(asyncio.wait_for(play(), 60))

@@ -1,5 +1,7 @@
-"""How a server warms up, and how patient it is with its engine."""
+"""How a server starts: how it warms up, how patient it is with its engine, and what it does without."""
 
+import os
+import tempfile
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -46,3 +48,17 @@ def test_patience_suits_the_machine_unless_somebody_says_how_much(said_s: float 
 
 def test_an_application_that_was_not_warmed_up_is_watched_too() -> None:
     assert Service(cast(QwenVL, ScriptedModel()), ServeSettings()).watchdog.limit_s == 10.0
+
+
+def test_where_no_file_can_be_written_torch_gets_a_folder_that_is_there(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def nowhere() -> str:
+        raise FileNotFoundError
+
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    run.do_without_files()
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ and not caplog.messages
+    monkeypatch.setattr(tempfile, "gettempdir", nowhere)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that it is as before afterwards
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    run.do_without_files()
+    assert os.path.isdir(os.environ["TORCHINDUCTOR_CACHE_DIR"]) and len(caplog.messages) == 1

@@ -3,14 +3,17 @@
 import asyncio
 import gc
 import threading
+import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from qwen_vl.api import QwenVL
+from qwen_vl.modeling.model import QWenLMHeadModel
 from qwen_vl.serving.errors import ServeError, translated, where
 from qwen_vl.serving.service import ChatRequest, Service
 from qwen_vl.serving.settings import ServeSettings
@@ -196,6 +199,34 @@ def test_a_drain_ends_what_is_not_finished_in_time(run: Callable[..., Any]) -> N
     run(play, grace_s=0)
 
 
+def test_an_answer_that_begins_after_the_end_does_not_begin(run: Callable[..., Any]) -> None:
+    """A request is several tasks, some of which may go on for a moment; one that was answered in time is left to itself."""
+    told: list[str] = []
+
+    async def begin(service: Service, in_time: bool) -> None:
+        async with service.until_answered() as note_answered:
+            if in_time:
+                note_answered()
+            try:
+                await asyncio.sleep(0)
+                await asyncio.sleep(0.01)
+            finally:
+                if not in_time:
+                    note_answered()
+            told.append("answered")
+
+    async def play(service: Service) -> None:
+        requests = [asyncio.create_task(begin(service, in_time)) for in_time in (True, False)]
+        await asyncio.sleep(0)
+        await service.drain()
+        await requests[0]
+        with pytest.raises(ServeError, match="stops"):
+            await requests[1]
+        assert told == ["answered"]
+
+    run(play, grace_s=0)
+
+
 def test_an_engine_that_dies_fails_everything_at_once(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     class Fatal(BaseException):
         pass
@@ -220,6 +251,45 @@ def test_an_engine_that_dies_fails_everything_at_once(run: Callable[..., Any], m
             pass
 
     run(play)
+
+
+class SlowTower:
+    """The vision tower of a slow machine."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.original, self.pass_s, self.num_passes = QWenLMHeadModel.get_image_features, 0.4, 0
+        monkeypatch.setattr(QWenLMHeadModel, "get_image_features", lambda model, pictures: self.see(model, pictures))
+        monkeypatch.setattr("qwen_vl.engine.features.ENCODE_AT_ONCE", 1)
+
+    def see(self, model: QWenLMHeadModel, pictures: Any) -> Any:
+        time.sleep(self.pass_s)
+        self.num_passes += 1
+        return self.original(model, pictures)
+
+
+def shown(*colours: tuple[int, int, int]) -> ChatRequest:
+    pictures = [{"type": "image", "image": Image.new("RGB", (42, 42), colour)} for colour in colours]
+    return ChatRequest(messages=[{"role": "user", "content": [*pictures, {"type": "text", "text": "what?"}]}], sampling={"max_new_tokens": 2})
+
+
+def test_many_pictures_on_a_slow_machine_are_no_engine_that_hangs(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits behind others' pictures waits for longer than the watchdog's patience; a tower that ends no pass hangs all the same."""
+    tower = SlowTower(monkeypatch)
+
+    async def play(service: Service) -> None:
+        async def ask(number: int) -> Any:
+            async with await service.open(shown((number, 0, 0), (number, 1, 0), (number, 2, 0))) as generation:
+                return await generation.whole()
+
+        answers = await asyncio.gather(*(ask(number) for number in range(3)))
+        assert len(answers) == 3 and tower.num_passes == 9 and service.status == "ok"
+        tower.pass_s = 5.0
+        with pytest.raises(ServeError) as caught:
+            await ask(3)
+        assert caught.value.code == "engine_down" and tower.num_passes == 9
+        await asyncio.to_thread(service.vl.engine.close)
+
+    run(play, watchdog_s=2.0)
 
 
 @pytest.mark.parametrize(

@@ -12,17 +12,19 @@ from qwen_vl.serving.watchdog import Watchdog
 
 
 class Engine:
-    """Does a round whenever it is poked, unless told to hang."""
+    """Does a round whenever it is poked, unless told to hang. Args: encodes: its vision tower ends a pass in every round."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, encodes: bool = False) -> None:
         self.is_closed = self.hangs = False
-        self.num_rounds = 0
+        self.num_rounds, self.encodes = 0, encodes
+        self.features = SimpleNamespace(num_passes=7)
 
     def statistics(self) -> Any:
         return SimpleNamespace(num_rounds=self.num_rounds)
 
     def notice_cancelled(self) -> None:
         self.num_rounds += not self.hangs
+        self.features.num_passes += self.encodes
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +61,20 @@ def test_a_thread_that_prepares_for_too_long_hangs() -> None:
     with dog.watching():
         assert "has hung" in str(asyncio.run(first_reason(dog, 60)))
     assert asyncio.run(first_reason(dog, 0.5)) is None
+
+
+def test_a_thread_that_waits_for_a_busy_tower_does_not_hang() -> None:
+    """Others' pictures come first; only a tower that ends no pass any more hangs."""
+    engine = Engine(encodes=True)
+    dog = Watchdog(engine, 0.05)
+
+    async def play() -> str | None:
+        with dog.watching():
+            assert await first_reason(dog, 0.5) is None
+            engine.encodes = False
+            return await first_reason(dog, 60)
+
+    assert "has hung" in str(asyncio.run(play()))
 
 
 def test_a_process_that_was_stopped_is_no_engine_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.routing import request_response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from qwen_vl.serving.bodies import Bodies, let_go
 from qwen_vl.serving.errors import DASHSCOPE, ServeError, engine_down, translated, where
 from qwen_vl.serving.metrics import CONTENT_TYPE
 from qwen_vl.serving.refusals import tell_errors
@@ -29,7 +30,7 @@ from qwen_vl.serving.uploads import UploadLimits, UploadStore
 
 from .affinity import subject_of
 from .lending import lend
-from .traffic import Sight, Traffic, shutting_down
+from .traffic import Sight, Traffic
 
 logger = logging.getLogger(__name__)
 
@@ -68,14 +69,15 @@ class Gateway:
         self.settings, self._ask, self._sight = settings, ask, Sight(look)
         self.uploads = UploadStore(UploadLimits.of(settings))  # for all replicas
         self.traffic = Traffic(max_requests, self.uploads.limits.max_total_bytes)
+        self.bodies = Bodies(settings.max_held_bytes)
         self.app = self._make_routes()
-        self.app.add_middleware(Guard, settings=settings)  # strangers, floods and what is too large end here
+        self.app.add_middleware(Guard, settings=settings, bodies=self.bodies)  # strangers, floods and what is too large end here
         self.app.add_middleware(Frame)
 
     def _make_routes(self) -> FastAPI:
         routes = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
         tell_errors(routes)
-        routes.include_router(make_upload_router(self.uploads, self.settings, self.traffic.request))
+        routes.include_router(make_upload_router(self.uploads, self.traffic.request))
         routes.router.default = request_response(self._answer)  # all other paths are the replicas'
 
         @routes.get("/health")
@@ -96,18 +98,24 @@ class Gateway:
         with ExitStack() as held:
             try:
                 held.enter_context(self.traffic.request())
-                body = await read_body(request, self.settings.body_timeout_s)
-                subject = await asyncio.to_thread(subject_of, body)
-                lent = lend(subject.handles, self.uploads, owner_of(request), self.settings.max_images)
-                held.enter_context(self.traffic.lending(sum(map(len, lent.values()))))
-                messages, start = await while_connected(request, self._begin(subject.key, plain_scope(request, len(body)), body, lent))
+                messages, start = await self.traffic.uncut(self._pass_in(request, held))
             except (ClientLeftError, ClientDisconnect):  # the second while its body was read
                 return Response(status_code=499)  # nobody reads it
             except ServeError as error:
                 self.traffic.requests.labels(str(error.status)).inc()
                 raise
             self.traffic.requests.labels(str(start["status"])).inc()
-            return PassedOn(messages, start, held.pop_all(), self.traffic.cut)
+            return PassedOn(messages, start, held.pop_all(), self.traffic)
+
+    async def _pass_in(self, request: Request, held: ExitStack) -> tuple[Messages, Message]:
+        """Hand a request to a replica, and return as `_begin`. Args: held: what is held until the answer is complete."""
+        body = await request.body()
+        subject = await asyncio.to_thread(subject_of, body)
+        lent = lend(subject.handles, self.uploads, owner_of(request), self.settings.max_images)
+        held.enter_context(self.traffic.lending(sum(map(len, lent.values()))))
+        found = await while_connected(request, self._begin(subject.key, plain_scope(request, len(body)), body, lent))
+        let_go(request)  # the replica that answers has the body
+        return found
 
     async def _begin(self, key: str, scope: Message, body: bytes, lent: Mapping[str, bytes]) -> tuple[Messages, Message]:
         """Return the answer's messages after the first, and that, from the first replica that lives long enough to give it.
@@ -162,11 +170,11 @@ class PassedOn(Response):
 
     Args:
         held: let go of at the end, whatever it is.
-        cut: when set, the answer ends with an error.
+        traffic: when it is cut, the answer ends with an error.
     """
 
-    def __init__(self, messages: Messages, start: Message, held: ExitStack, cut: asyncio.Event) -> None:
-        self.messages, self.start, self.held, self.cut = messages, start, held, cut
+    def __init__(self, messages: Messages, start: Message, held: ExitStack, traffic: Traffic) -> None:
+        self.messages, self.start, self.held, self.traffic = messages, start, held, traffic
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -183,7 +191,7 @@ class PassedOn(Response):
         num_events = 0
         await send(self.start)
         try:
-            while (message := await self._next()) is not None:
+            while (message := await self.traffic.uncut(self._next())) is not None:
                 num_events += bool(message.get("body"))
                 await send(message)
         except (ServeError, ReplicaLostError) as error:
@@ -197,16 +205,8 @@ class PassedOn(Response):
         return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in self.start["headers"])
 
     async def _next(self) -> Message | None:
-        """Return the next message, or None after the last. Raises: ServeError once the answer is cut; as `Messages`."""
-        following, cut = asyncio.ensure_future(anext(self.messages, None)), asyncio.ensure_future(self.cut.wait())
-        try:
-            await asyncio.wait((following, cut), return_when=asyncio.FIRST_COMPLETED)
-            if not following.done():
-                raise shutting_down()
-            return following.result()
-        finally:
-            for task in (following, cut):
-                task.cancel()
+        """Return the next message, or None after the last. Raises: as `Messages`."""
+        return await anext(self.messages, None)
 
 
 def error_event(error: ServeError, path: str, number: int) -> bytes:
@@ -214,15 +214,6 @@ def error_event(error: ServeError, path: str, number: int) -> bytes:
     if path.startswith(DASHSCOPE):
         return dashscope_event(number, "error", error.status, error.to_dashscope(str(uuid.uuid4())))
     return event(error.to_openai())
-
-
-async def read_body(request: Request, timeout_s: float) -> bytes:
-    """Return the body, which the guard counts. Raises: ServeError 408."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await request.body()
-    except TimeoutError:
-        raise ServeError(408, "request_timeout", f"The body did not come within {timeout_s:g} seconds.") from None
 
 
 def plain_scope(request: Request, num_bytes: int) -> Message:

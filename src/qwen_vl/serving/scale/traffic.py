@@ -1,12 +1,16 @@
 """What the gateway knows at any time: the requests that are in, and how many replicas answer."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from qwen_vl.serving.errors import ServeError
+from qwen_vl.serving.stream import work_until
+
+Result = TypeVar("Result")
 
 FRESH_S = 2.0  # so long a look at the replicas is good
 PATIENCE_S = 1.0  # with a look, before the last one is told
@@ -28,7 +32,7 @@ class Traffic:
         self.max_requests, self.max_lent_bytes = max_requests, max_lent_bytes
         self.num_in_flight = self.lent_bytes = 0
         self.is_draining = False
-        self.cut = asyncio.Event()  # set when the grace time is over
+        self._cut = asyncio.Event()  # set when the grace time is over
 
     @contextmanager
     def request(self) -> Iterator[None]:
@@ -61,6 +65,10 @@ class Traffic:
         self.num_in_flight += change
         self.in_flight.set(self.num_in_flight)
 
+    async def uncut(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Do some work for a request that is in. Raises: ServeError 503 when the grace time is over first; else whatever the work raises."""
+        return await work_until(self._cut.wait(), shutting_down(), work)
+
     async def drain(self, grace_s: float) -> None:
         """Take nothing new; wait for those that are in, then cut them."""
         self.is_draining = True
@@ -69,7 +77,7 @@ class Traffic:
                 while self.num_in_flight:
                     await asyncio.sleep(0.05)
         except TimeoutError:
-            self.cut.set()
+            self._cut.set()
             await asyncio.sleep(1.0)  # for last events to reach their readers
 
 
