@@ -51,7 +51,8 @@ def free_port() -> int:
 def serving(tmp_path: Path, port: int, *module: str) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     environment = {**os.environ, "QWEN_VL_API_KEY": KEY, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment[MARK] = str(os.getpid())
-    environment.pop("RAY_ADDRESS", None)
+    for name in ("RAY_ADDRESS", "PYTEST_CURRENT_TEST"):  # Ray handles signals otherwise where it believes that it is being tested
+        environment.pop(name, None)
     log = tmp_path / "log"
     with log.open("wb") as output:
         process = subprocess.Popen([sys.executable, "-m", *module], stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
@@ -296,7 +297,7 @@ def test_after_the_grace_time_answers_end_with_an_error(tmp_path: Path) -> None:
 
 def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     with replicas(tmp_path, "--grace", "600") as (url, process):
-        document = question("Hello", min_tokens=3000, max_tokens=3000, stream=True)
+        document = question("Hello", min_tokens=3000, max_tokens=3000, stream=True, n=8)  # for longer than the signals take
         with httpx.stream("POST", f"{url}{CHAT}", json=document, headers={"Authorization": f"Bearer {KEY}"}, timeout=SECONDS) as stream:
             next(stream.iter_lines())
             process.send_signal(signal.SIGTERM)
