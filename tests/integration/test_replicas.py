@@ -51,7 +51,7 @@ def free_port() -> int:
 def serving(tmp_path: Path, port: int, *module: str) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     environment = {**os.environ, "QWEN_VL_API_KEY": KEY, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment[MARK] = str(os.getpid())
-    for name in ("RAY_ADDRESS", "PYTEST_CURRENT_TEST"):  # Ray handles signals otherwise where it believes that it is being tested
+    for name in ("RAY_ADDRESS", "PYTEST_CURRENT_TEST"):  # Ray behaves otherwise where it believes that it is being tested
         environment.pop(name, None)
     log = tmp_path / "log"
     with log.open("wb") as output:
