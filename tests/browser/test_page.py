@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from qwen_vl.grounding.export import from_coco
+from qwen_vl.picturebook.scene import demo_scene
 from qwen_vl.serving.web.texts import EN, ZH
 from tests.browser.conftest import DEADLINE_MS, NARROW, WIDE, OpenPage
 
@@ -56,11 +57,14 @@ def test_upload_ask_box_regenerate_edit_clear(open_page: OpenPage, nano_url: str
     box = page.locator("#boxes .box")
     expect(box).to_have_count(1)
     expect(box).to_be_visible()
-    # The frame lies around the dog of the scene, which was drawn from (270, 309) to (401, 414) of 448 pixels.
+    # The frame lies around the dog, where the scene has it.
     frame, drawn = page.locator("#picture .frame").bounding_box(), box.bounding_box()
     place = [(drawn["x"] - frame["x"]) / frame["width"], (drawn["y"] - frame["y"]) / frame["height"]]
     size = [drawn["width"] / frame["width"], drawn["height"] / frame["height"]]
-    assert [*place, *size] == pytest.approx([270 / 448, 309 / 448, 131 / 448, 105 / 448], abs=0.03)
+    scene = demo_scene()
+    left, top, right, bottom = next(thing.box_px for thing in scene.things if thing.kind == "dog")
+    expected = [left / scene.width, top / scene.height, (right - left) / scene.width, (bottom - top) / scene.height]
+    assert [*place, *size] == pytest.approx(expected, abs=0.03)
     expect(page.locator("table.boxes tbody tr")).to_have_count(1)
 
     # A phrase, its box and its line light up together.
