@@ -224,7 +224,7 @@ class Guard:
             body = _Body(receive, self.settings, held, is_read=not _has_body(scope))
             try:
                 await self.app(scope, body.receive, noting)
-            except Exception:
+            except Exception:  # a framework may have made anything of the refusal that `receive` raised; whatever else it is goes on
                 if body.refusal is None or has_begun:
                     raise
         if body.refusal is not None and not has_begun:
