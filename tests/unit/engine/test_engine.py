@@ -3,6 +3,7 @@
 import contextlib
 import random
 import threading
+from collections.abc import Iterator
 from typing import Any, ClassVar
 from unittest import mock
 
@@ -25,6 +26,17 @@ from tests.unit.engine.conftest import MakeEngine, random_ids
 def ask(engine: Engine, ids: list[int], max_new_tokens: int = 8, pictures: list[Picture] | None = None, salt: str = "", **settings: Any) -> Any:
     sampling = SamplingParams(max_new_tokens=max_new_tokens, **settings)
     return engine.submit(Request(input_ids=ids, sampling=sampling, pictures=pictures or [], salt=salt))
+
+
+@contextlib.contextmanager
+def restored(weight: torch.Tensor) -> Iterator[None]:
+    """Give a weight back what it held when the block ends."""
+    kept = weight.detach().clone()
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            weight.copy_(kept)
 
 
 class TestTurns:
@@ -110,17 +122,13 @@ class TestTurns:
     @pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "seed": 3}, {"logprobs": 5}])
     def test_rows_without_a_token_are_never_written(self, long_model: QWenLMHeadModel, make_engine: MakeEngine, settings: dict[str, Any]) -> None:
         weight, least = long_model.lm_head.weight, long_model.config.image_start_id + 3
-        kept = weight.detach().clone()
-        with torch.no_grad():
-            weight[least] = 100 * weight[0]
-            weight[least + 1] = -weight[least]  # one of the two is by far the most likely
-        try:
+        with restored(weight):
+            with torch.no_grad():
+                weight[least] = 100 * weight[0]
+                weight[least + 1] = -weight[least]  # one of the two is by far the most likely
             handle = ask(make_engine(), random_ids(30, 3), 6, **settings)
             assert max(list(handle)) < least
             assert all(token < least for each in handle.logprobs for token, _ in each.alternatives)
-        finally:
-            with torch.no_grad():
-                weight.copy_(kept)
 
 
 class TestChance:
@@ -192,17 +200,13 @@ class TestCaches:
         engine.forget_if_changed()
         assert engine.statistics().prefixes.num_entries > 0
         weight = long_model.get_parameter("transformer.h.0.attn.c_proj.weight")
-        kept = weight.detach().clone()
-        with torch.no_grad():
-            weight.mul_(-1)
-        try:
+        with restored(weight):
+            with torch.no_grad():
+                weight.mul_(-1)
             engine.forget_if_changed()
             assert engine.statistics().prefixes.num_bytes == 0
             changed = make_case(long_model, case.input_ids, 4)
             assert list(engine.submit(changed.request(4))) == changed.expected
-        finally:
-            with torch.no_grad():
-                weight.copy_(kept)
 
     def test_what_was_read_with_other_weights_is_not_kept(self, make_engine: MakeEngine, long_model: QWenLMHeadModel) -> None:
         """Of requests that were in flight when the weights changed."""
@@ -210,10 +214,9 @@ class TestCaches:
         written, read, waiting = (ask(engine, ids if number else random_ids(64, 2), 40) for number in range(3))
         next(written)
         weight = long_model.get_parameter("transformer.h.0.attn.c_proj.weight")
-        kept = weight.detach().clone()
-        with torch.no_grad():
-            weight.mul_(-1)
-        try:
+        with restored(weight):
+            with torch.no_grad():
+                weight.mul_(-1)
             engine.forget_if_changed()
             for handle in (written, read, waiting):
                 list(handle)
@@ -222,9 +225,6 @@ class TestCaches:
             for num_cached in (0, 48):
                 handle = engine.submit(case.request(4))
                 assert list(handle) == case.expected and handle.num_cached_tokens == num_cached
-        finally:
-            with torch.no_grad():
-                weight.copy_(kept)
 
     @pytest.mark.parametrize("change", ["data", "adapter", "merged"])
     def test_changes_that_leave_no_version_are_noticed(self, change: str) -> None:
